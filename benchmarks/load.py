@@ -1,0 +1,127 @@
+"""A closed-loop streaming load on an OpenAI completions route; what ``serve.py`` and ``vs_peers.py`` stand on.
+
+Asyncio and raw sockets, one connection a client, so that the client takes little of the cores it shares with
+the server. Times are those of the client: TTFT from the request's last byte to the first text, inter-token
+latency between the following events.
+"""
+
+import asyncio
+import json
+import random
+import statistics
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one client saw of one request; times in seconds."""
+
+    ttft_s: float = 0.0
+    gaps_s: list[float] = field(default_factory=list)
+    completion_tokens: int = 0
+    prompt_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """One load level."""
+
+    concurrency: int
+    seconds: float
+    answers: list[Answer]
+
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(answer.completion_tokens for answer in self.answers) / self.seconds
+
+    def ttft_ms(self, share: float) -> float:
+        return 1000 * quantile([answer.ttft_s for answer in self.answers], share)
+
+    def gap_ms(self, share: float) -> float:
+        return 1000 * quantile([gap for answer in self.answers for gap in answer.gaps_s], share)
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value below which ``share`` of the values lie (nearest rank); 0 for none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def median(values: list[float]) -> float:
+    """statistics.median, 0 for none."""
+    return statistics.median(values) if values else 0.0
+
+
+def distinct_prompts(count: int, prompt_tokens: int, vocab_size: int, seed: int) -> list[list[int]]:
+    """Random token ids, so that no prefix is shared."""
+    rng = random.Random(seed)
+    return [[rng.randrange(300, vocab_size) for _ in range(prompt_tokens)] for _ in range(count)]
+
+
+async def measure(
+    url: str, model: str, prompts: list[list[int]], concurrency: int, output_tokens: int
+) -> Report:
+    """Sends every prompt once, ``concurrency`` at a time."""
+    waiting = list(reversed(prompts))
+    answers: list[Answer] = []
+
+    async def client() -> None:
+        while waiting:
+            body = {
+                "model": model,
+                "prompt": waiting.pop(),
+                "max_tokens": output_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            answers.append(await stream_completion(url, body))
+
+    began_s = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(concurrency)))
+    return Report(concurrency, time.perf_counter() - began_s, answers)
+
+
+async def stream_completion(url: str, body: dict[str, object]) -> Answer:
+    """One request on a connection of its own. Raises RuntimeError on anything but a whole 200 answer."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=1 << 22)
+    payload = json.dumps(body).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
+    )
+    writer.write(head.encode() + payload)
+    await writer.drain()
+    sent_s = time.perf_counter()
+    status = await reader.readline()
+    if b" 200 " not in status:
+        raise RuntimeError(f"{status.decode().strip()}: {(await reader.read()).decode()[-500:]}")
+    answer = Answer()
+    last_s, done = 0.0, False
+    async for line in reader:
+        if not line.startswith(b"data: "):
+            continue
+        if line.startswith(b"data: [DONE]"):
+            done = True
+            break
+        event = json.loads(line[6:])
+        if "error" in event:
+            raise RuntimeError(f"the stream ended in an error: {event['error']}")
+        now_s = time.perf_counter()
+        if event.get("choices") and not event["choices"][0].get("finish_reason"):
+            if last_s:
+                answer.gaps_s.append(now_s - last_s)
+            else:
+                answer.ttft_s = now_s - sent_s
+            last_s = now_s
+        if event.get("usage"):
+            answer.completion_tokens = event["usage"]["completion_tokens"]
+            answer.prompt_tokens = event["usage"]["prompt_tokens"]
+    writer.close()
+    if not done:
+        raise RuntimeError("the stream ended without [DONE]")
+    return answer

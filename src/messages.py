@@ -1,0 +1,368 @@
+"""Every struct that crosses a process boundary, and nothing else.
+
+Four directions, one union each, at the end of the file:
+
+* frontend → scheduler: ``FrontendMessage``
+* scheduler → frontend: ``GatewayMessage``
+* scheduler → rank: ``CrewMessage``
+* rank → scheduler: ``RankMessage``
+
+Commands are verbs, facts are past participles. Arrays travel as raw little-endian ``bytes`` and say their
+dtype and length in the field's docstring. ``wire.py`` puts the receiver's boot id in front of each message,
+so that nothing meant for a dead process is taken by its successor.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    """Base of everything that is sent as a message of its own."""
+
+
+class Part(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of what travels inside a message."""
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+
+class Sampling(Part):
+    """How one sequence's tokens are drawn; complete and checked, no field is left to a default elsewhere."""
+
+    seed: int
+    """Unsigned 64 bits; drawn by the frontend where the client set none, so that a replay draws the same."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Over prompt and generated tokens (Keskar et al. 2019, CTRL)."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    """Over generated tokens only, as OpenAI defines both."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, value added to its logit)."""
+    logprobs: int = -1
+    """-1: none; k ≥ 0: the log-probability of the sampled token and of the k best ones."""
+
+
+class TokenLogprob(Part):
+    """Log-probabilities at one position, after penalties and bias, before temperature: the model's own view."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, log-probability), best first."""
+
+
+class TokenRun(Part):
+    """Tokens of one sequence that became known in one step."""
+
+    request_no: int
+    position: int
+    """How many generated tokens precede ``ids``: a gap or a repeat shows here."""
+    ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Empty, or one for each id."""
+
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "failed"]
+
+
+class Finished(Part):
+    """The one terminal event of an accepted request."""
+
+    request_no: int
+    reason: FinishReason
+    stop_id: int | None = None
+    """The stop id that ended it; the id itself is the last one of the sequence's tokens."""
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were found in the prefix index at the first admission."""
+    detail: str = ""
+    """For ``failed``: what happened, fit for the client."""
+
+
+class Seat(Part):
+    """A sequence that takes a slot on the ranks: all they need to know of it until it leaves."""
+
+    slot: int
+    epoch: int
+    """Rises each time the slot is taken; results name (slot, epoch)."""
+    prompt: bytes
+    """int32 token ids."""
+    generated: bytes
+    """int32 token ids sampled before this residence (after a preemption, a crew's death…)."""
+    sampling: Sampling
+
+
+class Limits(Part):
+    """What the frontends check requests against."""
+
+    session_len: int
+    """Most tokens of prompt and answer together."""
+    num_blocks: int
+    block_size: int
+    """Tokens a block."""
+    instance_num: int
+    """Most concurrent sequences."""
+
+
+class Histogram(Part):
+    """Cumulative-free bucket counts; ``counts`` is one longer than ``bounds`` (the last is +Inf)."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+
+class RankStatus(Part):
+    """One rank as the scheduler sees it."""
+
+    rank: int
+    pid: int
+    phase: str
+    """``absent``, ``loading``, ``loaded``, ``warming`` or ``ready``."""
+    done: int = 0
+    total: int = 0
+
+
+# --- frontend → scheduler --------------------------------------------------------------------------------
+
+
+class Hello(Message):
+    """First message of a frontend (or of the supervisor, which only queries)."""
+
+    protocol: int
+    fingerprint: str
+    boot_id: int
+    """The sender's; it prefixes every answer."""
+    pid: int
+    role: Literal["frontend", "observer"] = "frontend"
+
+
+class Submit(Message):
+    """One sequence to be continued. n choices of one HTTP request are n submits."""
+
+    request_no: int
+    """Unique in the life of the frontend's process."""
+    label: str
+    """The HTTP request's id, for logs."""
+    prompt: bytes
+    """int32 token ids, at least one."""
+    sampling: Sampling
+    max_tokens: int
+    """Most new tokens, at least one; prompt + max_tokens ≤ session_len."""
+    stop_ids: tuple[int, ...] = ()
+    """Sampling one of these ends the sequence (end-of-sequence ids included unless ignored)."""
+    generated: bytes = b""
+    """int32 ids that the client already has, when an unfinished request is handed to a new scheduler."""
+    priority: int = 0
+    """Lower runs first."""
+    tenant: str = ""
+    arrival_ns: int = 0
+    """time.time_ns() at the frontend."""
+    deadline_ns: int = 0
+    """Absolute time.time_ns(); 0 is none."""
+    attempt: int = 0
+
+
+class Cancel(Message):
+    """Ends a request wherever it is; idempotent."""
+
+    request_no: int
+    cause: Literal["disconnected", "stop_string", "asked"] = "asked"
+
+
+class Query(Message):
+    """Asks for ``Stats``."""
+
+    query_no: int
+
+
+class Goodbye(Message):
+    """The frontend is leaving; what it still has open is cancelled."""
+
+
+# --- scheduler → frontend --------------------------------------------------------------------------------
+
+
+class Welcome(Message):
+    """Answer to ``Hello``."""
+
+    boot_id: int
+    """The scheduler's; it prefixes everything the frontend sends."""
+    frontend_no: int
+
+
+class Refused(Message):
+    """Answer to a ``Hello`` of another version."""
+
+    detail: str
+
+
+class Progress(Message):
+    """All that one step brought for one frontend."""
+
+    step_id: int
+    runs: tuple[TokenRun, ...] = ()
+    finished: tuple[Finished, ...] = ()
+
+
+class Rejected(Message):
+    """A submit that was not accepted: its terminal event."""
+
+    request_no: int
+    code: int
+    """HTTP status: 400, 429 or 503."""
+    detail: str
+    retry_ms: int = 0
+
+
+class Draining(Message):
+    """No new submits are accepted; what runs is finished."""
+
+
+class Availability(Message):
+    """Sent after ``Welcome`` and whenever it changes: whether a submit would be served now."""
+
+    ready: bool
+    limits: Limits | None = None
+    """Known once the crew is up."""
+
+
+class Stats(Message):
+    """The scheduler's counters and gauges; the source of /metrics, /ready and the supervisor's progress line."""
+
+    query_no: int
+    ready: bool
+    draining: bool
+    ranks: tuple[RankStatus, ...]
+    limits: Limits | None
+    stalled_ms: int
+    """For how long there has been work and no step has ended; 0 when all is well."""
+    gauges: dict[str, float]
+    counters: dict[str, float]
+    """Keys are metric names without prefix; a label stands as ``name{key="value"}``."""
+    histograms: dict[str, Histogram]
+
+
+# --- scheduler → rank ------------------------------------------------------------------------------------
+
+
+class Load(Message):
+    """Answer to ``RankHello``, and again after another rank died: forget every slot, have the weights loaded,
+    answer ``Loaded``."""
+
+    boot_id: int
+    """The scheduler's."""
+    crew_epoch: int
+
+
+class Allocate(Message):
+    """Sent to all ranks once all are loaded: form the process group, allocate the cache, warm up."""
+
+    crew_epoch: int
+    num_blocks: int
+    rendezvous: str
+    """Path of a file that does not exist yet, new for each crew epoch (a gloo file store)."""
+
+
+class StepPlan(Message):
+    """One step: what leaves, what comes, and which tokens of which slots are computed. Strictly in order.
+
+    ``slots``, ``starts`` and ``counts`` are int32 arrays of one length R, one row a sequence: compute the
+    keys and values of tokens [start, start+count) of the slot's sequence. ``samples`` is uint8[R]: 1 where a
+    token is sampled after the row's last position. A decode row's token may be the one that the step before
+    sampled: ranks keep sampled ids in the slot.
+    """
+
+    crew_epoch: int
+    step_id: int
+    leave: bytes
+    """int32 slots that end their residence before this step."""
+    admit: tuple[Seat, ...]
+    slots: bytes
+    starts: bytes
+    counts: bytes
+    samples: bytes
+    block_counts: bytes
+    """int32[R]: how many new block ids each row appends to its block table."""
+    new_blocks: bytes
+    """int32[sum(block_counts)]."""
+
+
+class Stop(Message):
+    """End the process in good order."""
+
+
+# --- rank → scheduler ------------------------------------------------------------------------------------
+
+
+class RankHello(Message):
+    """First message of a rank, and again whenever it has had no scheduler."""
+
+    protocol: int
+    fingerprint: str
+    boot_id: int
+    rank: int
+    pid: int
+
+
+class Loading(Message):
+    """Progress of a load."""
+
+    phase: str
+    done: int
+    total: int
+
+
+class Loaded(Message):
+    """The weights are there; the scheduler takes the least block count over the ranks."""
+
+    crew_epoch: int
+    num_blocks: int
+    """How many KV blocks this rank can hold (DESIGN: KV memory is sized once)."""
+
+
+class Ready(Message):
+    """The group is formed, the cache allocated, a warm-up step has run."""
+
+    crew_epoch: int
+    num_blocks: int
+    weight_bytes: int
+
+
+class StepResult(Message):
+    """From rank 0, one a plan, in order, also when no row samples."""
+
+    crew_epoch: int
+    step_id: int
+    slots: bytes
+    """int32[S]: the rows that sampled."""
+    epochs: bytes
+    """int32[S]."""
+    ids: bytes
+    """int32[S]; -1 where the logits were not finite."""
+    logprobs: tuple[TokenLogprob | None, ...] = ()
+    """Empty, or one for each row."""
+    compute_us: int = 0
+
+
+class Broken(Message):
+    """The rank cannot go on in this crew epoch. After ``peer_lost`` it waits for the next ``Load``; after the
+    other kinds it exits."""
+
+    crew_epoch: int
+    kind: Literal["load_failed", "peer_lost", "plan_invalid", "compute_failed"]
+    detail: str
+
+
+FrontendMessage = Hello | Submit | Cancel | Query | Goodbye
+GatewayMessage = Welcome | Refused | Progress | Rejected | Draining | Availability | Stats
+CrewMessage = Load | Allocate | StepPlan | Stop
+RankMessage = RankHello | Loading | Loaded | Ready | StepResult | Broken
+
+PROTOCOL = 1

@@ -1,0 +1,95 @@
+"""Executes plans: slots → inputs → decoder → sampler → result. No socket in here."""
+
+import time
+
+import numpy as np
+import torch
+
+from shoal.messages import Sampling, Seat, StepPlan, StepResult, TokenLogprob
+from shoal.wire import pack_ids
+from shoal.workers.decoder import Decoder
+from shoal.workers.parallel import Group
+from shoal.workers.sampler import sample
+from shoal.workers.slots import Int32s, SlotTable
+
+
+class Runner:
+    """One crew epoch's decoder, group and slots."""
+
+    def __init__(self, decoder: Decoder, group: Group, slots: SlotTable, crew_epoch: int) -> None:
+        self._decoder = decoder
+        self._group = group
+        self._slots = slots
+        self._crew_epoch = crew_epoch
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """One step, on every rank alike; only rank 0's result is sent."""
+        began_ns = time.perf_counter_ns()
+        rows = self._slots.apply(plan)
+        with torch.inference_mode():
+            logits = self._decoder.forward(self._slots.inputs(rows))
+        slots = rows.slots[rows.samples]
+        epochs = self._slots.epochs(slots)
+        ids, logprobs = self._draw(logits, slots)
+        self._slots.append(slots, ids)
+        return StepResult(
+            crew_epoch=self._crew_epoch,
+            step_id=plan.step_id,
+            slots=slots.tobytes(),
+            epochs=epochs.tobytes(),
+            ids=ids.tobytes(),
+            logprobs=logprobs,
+            compute_us=(time.perf_counter_ns() - began_ns) // 1000,
+        )
+
+    def _draw(
+        self, logits: torch.Tensor | None, slots: Int32s
+    ) -> tuple[Int32s, tuple[TokenLogprob | None, ...]]:
+        """Rank 0 draws; the others are told."""
+        if len(slots) == 0:
+            return np.zeros(0, np.int32), ()
+        ids = torch.zeros(len(slots), dtype=torch.int64)
+        logprobs: tuple[TokenLogprob | None, ...] = ()
+        if logits is not None:
+            drawn = sample(logits, self._slots.samplers(slots))
+            ids = torch.tensor([token.id for token in drawn])
+            if any(token.logprob is not None for token in drawn):
+                logprobs = tuple(token.logprob for token in drawn)
+        self._group.broadcast(ids)
+        return ids.numpy().astype(np.int32), logprobs
+
+
+def warm_up(runner: Runner, num_rows: int, prompt_len: int) -> None:
+    """Runs a prefill and a decode step of ``num_rows`` sequences, then a decode step of one, through the normal path.
+
+    The runner is one to throw away afterwards: its slots stay taken. The sequences write blocks 0 to
+    ``num_rows`` − 1, which nobody owns yet.
+    """
+    slots = list(range(num_rows))
+    seats = tuple(Seat(slot, 0, pack_ids([0] * prompt_len), b"", Sampling(seed=0)) for slot in slots)
+    ones = [1] * num_rows
+    runner.execute(_warm_up_plan(slots, [0] * num_rows, [prompt_len] * num_rows, ones, admit=seats))
+    runner.execute(_warm_up_plan(slots, [prompt_len] * num_rows, ones, [0] * num_rows))
+    runner.execute(_warm_up_plan([0], [prompt_len + 1], [1], [0]))
+
+
+def _warm_up_plan(
+    slots: list[int],
+    starts: list[int],
+    counts: list[int],
+    block_counts: list[int],
+    *,
+    admit: tuple[Seat, ...] = (),
+) -> StepPlan:
+    return StepPlan(
+        crew_epoch=0,
+        step_id=0,
+        leave=b"",
+        admit=admit,
+        slots=pack_ids(slots),
+        starts=pack_ids(starts),
+        counts=pack_ids(counts),
+        samples=bytes([1]) * len(slots),
+        block_counts=pack_ids(block_counts),
+        new_blocks=pack_ids(slots[: sum(block_counts)]),
+    )

@@ -1,0 +1,168 @@
+"""The sequences that live on a rank: their tokens, block tables and sampler states, one slot each.
+
+``SlotTable`` applies a plan's comings, goings and new blocks, and lays out the step's arrays. It trusts nothing:
+a plan that contradicts what the slots hold raises ``PlanInvalid``.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shoal.messages import Seat, StepPlan
+from shoal.workers.inputs import StepInputs
+from shoal.workers.sampler import SamplerRow
+
+Int32s = npt.NDArray[np.int32]
+_FREE: Final = -1
+
+
+class PlanInvalid(Exception):
+    """A plan does not fit what the slots hold: the scheduler and the rank disagree."""
+
+
+class SlotTable:
+    """Arrays over all slots. Rank 0 also keeps each slot's sampler state (``sampling`` is True there)."""
+
+    def __init__(
+        self,
+        num_slots: int,
+        session_len: int,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int,
+        *,
+        sampling: bool,
+    ) -> None:
+        most_blocks = -(-session_len // block_size)
+        self._block_size = block_size
+        self._num_blocks = num_blocks
+        self._vocab_size = vocab_size
+        self._sampling = sampling
+        self._tokens: Int32s = np.zeros((num_slots, session_len), np.int32)
+        self._known: Int32s = np.zeros(num_slots, np.int32)
+        self._tables: Int32s = np.zeros((num_slots, most_blocks), np.int32)
+        self._table_lens: Int32s = np.zeros(num_slots, np.int32)
+        self._epochs: Int32s = np.full(num_slots, _FREE, np.int32)
+        self._samplers: dict[int, SamplerRow] = {}
+
+    def apply(self, plan: StepPlan) -> "PlannedRows":
+        """Seats leave, come and get their new blocks; returns the rows to compute."""
+        for slot in _int32s(plan.leave):
+            self._leave(int(slot))
+        for seat in plan.admit:
+            self._admit(seat)
+        rows = PlannedRows(plan)
+        self._check(rows)
+        self._append_blocks(rows, _int32s(plan.block_counts), _int32s(plan.new_blocks))
+        return rows
+
+    def inputs(self, rows: "PlannedRows") -> StepInputs:
+        """The arrays of the step, gathered without a loop over rows."""
+        query_starts = np.zeros(len(rows.slots) + 1, np.int32)
+        np.cumsum(rows.counts, out=query_starts[1:])
+        row_of = np.repeat(np.arange(len(rows.slots)), rows.counts)
+        slot_of = rows.slots[row_of]
+        positions = rows.starts[row_of] + np.arange(len(row_of), dtype=np.int32) - query_starts[row_of]
+        blocks = self._tables[slot_of, positions // self._block_size].astype(np.int64)
+        context_lens = rows.starts + rows.counts
+        widest = -(-int(context_lens.max()) // self._block_size)
+        return StepInputs(
+            token_ids=torch.from_numpy(self._tokens[slot_of, positions].astype(np.int64)),
+            positions=torch.from_numpy(positions.astype(np.int32)),
+            cache_slots=torch.from_numpy(blocks * self._block_size + positions % self._block_size),
+            query_starts=torch.from_numpy(query_starts),
+            context_lens=torch.from_numpy(context_lens.astype(np.int32)),
+            block_tables=torch.from_numpy(np.ascontiguousarray(self._tables[rows.slots, :widest])),
+            sample_indices=torch.from_numpy(query_starts[1:][rows.samples].astype(np.int64) - 1),
+        )
+
+    def samplers(self, slots: Int32s) -> list[SamplerRow]:
+        """The sampler states of the given slots."""
+        return [self._samplers[int(slot)] for slot in slots]
+
+    def epochs(self, slots: Int32s) -> Int32s:
+        """The epochs of the given slots."""
+        return self._epochs[slots]
+
+    def append(self, slots: Int32s, ids: Int32s) -> None:
+        """Adds one sampled token to each slot; −1 (no finite logits) stands as token 0 until the seat leaves."""
+        if np.any(self._known[slots] >= self._tokens.shape[1]):
+            raise PlanInvalid("a token was sampled past the session length")
+        self._tokens[slots, self._known[slots]] = np.maximum(ids, 0)
+        self._known[slots] += 1
+        if self._sampling:
+            for slot, token_id in zip(slots.tolist(), ids.tolist(), strict=True):
+                self._samplers[slot].observe(max(token_id, 0))
+
+    def _leave(self, slot: int) -> None:
+        if not 0 <= slot < len(self._epochs) or self._epochs[slot] == _FREE:
+            raise PlanInvalid(f"slot {slot} cannot leave: it is not taken")
+        self._epochs[slot] = _FREE
+        self._samplers.pop(slot, None)
+
+    def _admit(self, seat: Seat) -> None:
+        if not 0 <= seat.slot < len(self._epochs) or self._epochs[seat.slot] != _FREE:
+            raise PlanInvalid(f"slot {seat.slot} cannot be taken")
+        prompt, generated = _int32s(seat.prompt), _int32s(seat.generated)
+        known = len(prompt) + len(generated)
+        tokens = np.concatenate([prompt, generated])
+        if not 0 < known <= self._tokens.shape[1] or tokens.min() < 0 or tokens.max() >= self._vocab_size:
+            raise PlanInvalid(f"slot {seat.slot}: {known} tokens do not fit the model")
+        self._epochs[seat.slot] = seat.epoch
+        self._tokens[seat.slot, :known] = tokens
+        self._known[seat.slot] = known
+        self._table_lens[seat.slot] = 0
+        if self._sampling:
+            self._samplers[seat.slot] = SamplerRow(
+                seat.sampling, prompt.tolist(), generated.tolist(), self._vocab_size
+            )
+
+    def _append_blocks(self, rows: "PlannedRows", block_counts: Int32s, new_blocks: Int32s) -> None:
+        if len(block_counts) != len(rows.slots) or block_counts.sum() != len(new_blocks):
+            raise PlanInvalid("block_counts and new_blocks do not match")
+        if len(new_blocks) and (new_blocks.min() < 0 or new_blocks.max() >= self._num_blocks):
+            raise PlanInvalid("a block id is outside the cache")
+        taken = 0
+        for slot, count in zip(rows.slots.tolist(), block_counts.tolist(), strict=True):
+            if count:
+                length = self._table_lens[slot]
+                if length + count > self._tables.shape[1]:
+                    raise PlanInvalid(f"slot {slot}: more blocks than a session has")
+                self._tables[slot, length : length + count] = new_blocks[taken : taken + count]
+                self._table_lens[slot] += count
+                taken += count
+        ends = rows.starts + rows.counts
+        if np.any(ends > self._table_lens[rows.slots] * self._block_size):
+            raise PlanInvalid("a row reaches past its block table")
+
+    def _check(self, rows: "PlannedRows") -> None:
+        slots = rows.slots
+        if len(slots) == 0 or slots.min() < 0 or slots.max() >= len(self._epochs):
+            raise PlanInvalid("a plan needs rows of existing slots")
+        if np.any(self._epochs[slots] == _FREE) or len(np.unique(slots)) != len(slots):
+            raise PlanInvalid("a row names a slot that is free, or one twice")
+        ends = rows.starts + rows.counts
+        if rows.starts.min() < 0 or rows.counts.min() < 1 or np.any(ends > self._known[slots]):
+            raise PlanInvalid("a row reaches past the known tokens")
+        if np.any(rows.samples & (ends != self._known[slots])):
+            raise PlanInvalid("a row samples before its last known token")
+
+
+class PlannedRows:
+    """The rows of a plan as numpy arrays: slots, starts, counts (int32 [R]) and samples (bool [R])."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        self.slots = _int32s(plan.slots)
+        self.starts = _int32s(plan.starts)
+        self.counts = _int32s(plan.counts)
+        self.samples = np.frombuffer(plan.samples, np.uint8).astype(bool)
+        if not len(self.slots) == len(self.starts) == len(self.counts) == len(self.samples):
+            raise PlanInvalid("the row arrays differ in length")
+
+
+def _int32s(raw: bytes) -> Int32s:
+    if len(raw) % 4:
+        raise PlanInvalid("an int32 array has a broken length")
+    return np.frombuffer(raw, "<i4").astype(np.int32)
