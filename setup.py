@@ -1,5 +1,83 @@
-"""Package list of the ``src`` → ``shoal`` mapping; the rest of the metadata is in setup.cfg."""
+"""Package list of the ``src`` → ``shoal`` mapping, and the build of the CPU library: plain C++ behind a C
+interface, compiled once for each level of instructions that it picks from at run time. The rest of the
+metadata is in setup.cfg."""
 
-from setuptools import find_packages, setup
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-setup(packages=["shoal", *(f"shoal.{name}" for name in find_packages("src"))])
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+SOURCES = Path("src/cuda_ext/csrc/cpu")
+INTERFACE = SOURCES / "shoal_cpu.h"
+LIBRARY = "shoal.cuda_ext.libshoal_cpu"
+
+FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
+FLAGS += ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+LINKING = ["-shared", "-static-libgcc", "-static-libstdc++"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+LEVELS = {"Scalar": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    LEVELS |= {"Avx2": AVX2, "Avx512": AVX512}
+
+
+def run(*command: str) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except OSError as error:
+        raise CompileError(f"{command[0]}: {error.strerror}") from error
+    except subprocess.CalledProcessError as error:
+        raise CompileError(f"{' '.join(command)}\n{error.stderr}") from error
+
+
+class BuildLibrary(build_ext):
+    """Runs g++ (or $CXX). Without it the install goes on, and the operators run on their torch twins."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", os.sep) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise CompileError(f"no {compiler}: the operators will run on torch alone, slower")
+        target = Path(self.get_ext_fullpath(ext.name))
+        newest = max(path.stat().st_mtime for path in (*SOURCES.iterdir(), Path(__file__)))
+        if not self.force and target.exists() and target.stat().st_mtime > newest:
+            return
+        objects = Path(self.build_temp) / "cpu"
+        objects.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        interface = f"-DSHOAL_INTERFACE={zlib.crc32(INTERFACE.read_bytes())}u"
+        jobs = [
+            (SOURCES / "level.cpp", objects / f"level_{name}.o", [*flags, f"-DSHOAL_LEVEL=k{name}"])
+            for name, flags in LEVELS.items()
+        ] + [
+            (path, objects / f"{path.stem}.o", ["-fopenmp", interface])
+            for path in sorted(SOURCES.glob("*.cpp"))
+            if path.name != "level.cpp"
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda job: self.compile(compiler, *job), jobs))
+        fresh = target.with_suffix(".new")
+        run(compiler, *LINKING, "-o", str(fresh), *(str(job[1]) for job in jobs))
+        fresh.replace(target)
+        sys.stdout.write(f"built {target.name} ({', '.join(LEVELS)}) with {compiler}; no CUDA library\n")
+
+    def compile(self, compiler: str, source: Path, to: Path, flags: list[str]) -> None:
+        run(compiler, *FLAGS, *WARNINGS, *flags, "-c", str(source), "-o", str(to))
+
+
+setup(
+    packages=["shoal", *(f"shoal.{name}" for name in find_packages("src"))],
+    ext_modules=[Extension(LIBRARY, [str(path) for path in sorted(SOURCES.glob("*.cpp"))], optional=True)],
+    cmdclass={"build_ext": BuildLibrary},
+)

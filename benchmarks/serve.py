@@ -35,7 +35,9 @@ def main() -> None:
             url, server_pid = stack.enter_context(own_server(arguments.model, arguments.server_args.split()))
         model = fetch(f"{url}/v1/models")["data"][0]["id"]
         print(f"{processor()}; model {model}; prompt {arguments.prompt}, output {arguments.output}, greedy\n")
-        print("| streams | tok/s | TTFT p50 ms | p99 | gap p50 ms | p99 | mean rows a step | server MiB (PSS) |")
+        print(
+            "| streams | tok/s | TTFT p50 ms | p99 | gap p50 ms | p99 | mean rows a step | server MiB (PSS) |"
+        )
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         asyncio.run(load.measure(url, model, load.distinct_prompts(1, 16, arguments.vocab, 7), 1, 8))
         for level in [int(word) for word in arguments.concurrency.split(",")]:

@@ -28,7 +28,7 @@ class Part(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 # --- parts -----------------------------------------------------------------------------------------------
 
 
-class Sampling(Part):
+class Sampling(Part, frozen=True):
     """How one sequence's tokens are drawn; complete and checked, no field is left to a default elsewhere."""
 
     seed: int
@@ -50,7 +50,7 @@ class Sampling(Part):
     """-1: none; k ≥ 0: the log-probability of the sampled token and of the k best ones."""
 
 
-class TokenLogprob(Part):
+class TokenLogprob(Part, frozen=True):
     """Log-probabilities at one position, after penalties and bias, before temperature: the model's own view."""
 
     logprob: float
@@ -58,7 +58,7 @@ class TokenLogprob(Part):
     """(token id, log-probability), best first."""
 
 
-class TokenRun(Part):
+class TokenRun(Part, frozen=True):
     """Tokens of one sequence that became known in one step."""
 
     request_no: int
@@ -72,7 +72,7 @@ class TokenRun(Part):
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "failed"]
 
 
-class Finished(Part):
+class Finished(Part, frozen=True):
     """The one terminal event of an accepted request."""
 
     request_no: int
@@ -85,7 +85,7 @@ class Finished(Part):
     """For ``failed``: what happened, fit for the client."""
 
 
-class Seat(Part):
+class Seat(Part, frozen=True):
     """A sequence that takes a slot on the ranks: all they need to know of it until it leaves."""
 
     slot: int
@@ -98,7 +98,7 @@ class Seat(Part):
     sampling: Sampling
 
 
-class Limits(Part):
+class Limits(Part, frozen=True):
     """What the frontends check requests against."""
 
     session_len: int
@@ -110,7 +110,7 @@ class Limits(Part):
     """Most concurrent sequences."""
 
 
-class Histogram(Part):
+class Histogram(Part, frozen=True):
     """Cumulative-free bucket counts; ``counts`` is one longer than ``bounds`` (the last is +Inf)."""
 
     bounds: tuple[float, ...]
@@ -118,7 +118,7 @@ class Histogram(Part):
     total: float
 
 
-class RankStatus(Part):
+class RankStatus(Part, frozen=True):
     """One rank as the scheduler sees it."""
 
     rank: int
@@ -132,7 +132,7 @@ class RankStatus(Part):
 # --- frontend → scheduler --------------------------------------------------------------------------------
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """First message of a frontend (or of the supervisor, which only queries)."""
 
     protocol: int
@@ -143,7 +143,7 @@ class Hello(Message):
     role: Literal["frontend", "observer"] = "frontend"
 
 
-class Submit(Message):
+class Submit(Message, frozen=True):
     """One sequence to be continued. n choices of one HTTP request are n submits."""
 
     request_no: int
@@ -169,27 +169,27 @@ class Submit(Message):
     attempt: int = 0
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """Ends a request wherever it is; idempotent."""
 
     request_no: int
     cause: Literal["disconnected", "stop_string", "asked"] = "asked"
 
 
-class Query(Message):
+class Query(Message, frozen=True):
     """Asks for ``Stats``."""
 
     query_no: int
 
 
-class Goodbye(Message):
+class Goodbye(Message, frozen=True):
     """The frontend is leaving; what it still has open is cancelled."""
 
 
 # --- scheduler → frontend --------------------------------------------------------------------------------
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """Answer to ``Hello``."""
 
     boot_id: int
@@ -197,13 +197,13 @@ class Welcome(Message):
     frontend_no: int
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """Answer to a ``Hello`` of another version."""
 
     detail: str
 
 
-class Progress(Message):
+class Progress(Message, frozen=True):
     """All that one step brought for one frontend."""
 
     step_id: int
@@ -211,7 +211,7 @@ class Progress(Message):
     finished: tuple[Finished, ...] = ()
 
 
-class Rejected(Message):
+class Rejected(Message, frozen=True):
     """A submit that was not accepted: its terminal event."""
 
     request_no: int
@@ -221,11 +221,11 @@ class Rejected(Message):
     retry_ms: int = 0
 
 
-class Draining(Message):
+class Draining(Message, frozen=True):
     """No new submits are accepted; what runs is finished."""
 
 
-class Availability(Message):
+class Availability(Message, frozen=True):
     """Sent after ``Welcome`` and whenever it changes: whether a submit would be served now."""
 
     ready: bool
@@ -233,7 +233,7 @@ class Availability(Message):
     """Known once the crew is up."""
 
 
-class Stats(Message):
+class Stats(Message, frozen=True):
     """The scheduler's counters and gauges; the source of /metrics, /ready and the supervisor's progress line."""
 
     query_no: int
@@ -252,7 +252,7 @@ class Stats(Message):
 # --- scheduler → rank ------------------------------------------------------------------------------------
 
 
-class Load(Message):
+class Load(Message, frozen=True):
     """Answer to ``RankHello``, and again after another rank died: forget every slot, have the weights loaded,
     answer ``Loaded``."""
 
@@ -261,7 +261,7 @@ class Load(Message):
     crew_epoch: int
 
 
-class Allocate(Message):
+class Allocate(Message, frozen=True):
     """Sent to all ranks once all are loaded: form the process group, allocate the cache, warm up."""
 
     crew_epoch: int
@@ -270,7 +270,7 @@ class Allocate(Message):
     """Path of a file that does not exist yet, new for each crew epoch (a gloo file store)."""
 
 
-class StepPlan(Message):
+class StepPlan(Message, frozen=True):
     """One step: what leaves, what comes, and which tokens of which slots are computed. Strictly in order.
 
     ``slots``, ``starts`` and ``counts`` are int32 arrays of one length R, one row a sequence: compute the
@@ -294,14 +294,14 @@ class StepPlan(Message):
     """int32[sum(block_counts)]."""
 
 
-class Stop(Message):
+class Stop(Message, frozen=True):
     """End the process in good order."""
 
 
 # --- rank → scheduler ------------------------------------------------------------------------------------
 
 
-class RankHello(Message):
+class RankHello(Message, frozen=True):
     """First message of a rank, and again whenever it has had no scheduler."""
 
     protocol: int
@@ -311,7 +311,7 @@ class RankHello(Message):
     pid: int
 
 
-class Loading(Message):
+class Loading(Message, frozen=True):
     """Progress of a load."""
 
     phase: str
@@ -319,7 +319,7 @@ class Loading(Message):
     total: int
 
 
-class Loaded(Message):
+class Loaded(Message, frozen=True):
     """The weights are there; the scheduler takes the least block count over the ranks."""
 
     crew_epoch: int
@@ -327,7 +327,7 @@ class Loaded(Message):
     """How many KV blocks this rank can hold (DESIGN: KV memory is sized once)."""
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """The group is formed, the cache allocated, a warm-up step has run."""
 
     crew_epoch: int
@@ -335,7 +335,7 @@ class Ready(Message):
     weight_bytes: int
 
 
-class StepResult(Message):
+class StepResult(Message, frozen=True):
     """From rank 0, one a plan, in order, also when no row samples."""
 
     crew_epoch: int
@@ -351,7 +351,7 @@ class StepResult(Message):
     compute_us: int = 0
 
 
-class Broken(Message):
+class Broken(Message, frozen=True):
     """The rank cannot go on in this crew epoch. After ``peer_lost`` it waits for the next ``Load``; after the
     other kinds it exits."""
 

@@ -6,6 +6,8 @@ Called by the supervisor for the children it starts and first thing by each chil
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 PARENT_PID_VARIABLE: Final = "SHOAL_PARENT_PID"
@@ -32,7 +34,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def die_with_supervisor() -> None:
-    """``die_with_parent`` for the parent named in the environment; nothing where a person started us by hand."""
+    """``die_with_parent`` for the parent named in the environment; nothing where we were started by hand."""
     parent_pid = os.environ.get(PARENT_PID_VARIABLE, "")
     if parent_pid.isdecimal():
         die_with_parent(int(parent_pid))
@@ -47,27 +49,34 @@ def open_pidfd(pid: int) -> int | None:
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity mask, and the processor quota of its cgroup."""
-    cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_cores()
-    return max(1, min(cores, int(quota))) if quota else cores
+    """Cores this process may use: its affinity mask, and the processor quotas of its cgroups."""
+    cores = float(len(os.sched_getaffinity(0)))
+    return max(1, int(min([cores, *_cgroup_cores()])))
 
 
-def _cgroup_cores() -> float | None:
-    """The cgroup's quota in cores (version 2, then version 1); None where there is none."""
-    unified = _words("/sys/fs/cgroup/cpu.max")
-    if len(unified) == 2 and unified[0] != "max":
-        return int(unified[0]) / int(unified[1])
-    quota = _words("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-    period = _words("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota and period and int(quota[0]) > 0:
-        return int(quota[0]) / int(period[0])
-    return None
+def _cgroup_cores() -> Iterator[float]:
+    """The quotas, in cores, of this process's cgroup and of those above it."""
+    for line in _lines(Path("/proc/self/cgroup")):
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            yield from _quotas(Path("/sys/fs/cgroup"), name, "cpu.max")
+        elif "cpu" in controllers.split(","):
+            yield from _quotas(Path("/sys/fs/cgroup/cpu"), name, "cpu.cfs_quota_us", "cpu.cfs_period_us")
 
 
-def _words(path: str) -> list[str]:
+def _quotas(root: Path, name: str, *files: str) -> Iterator[float]:
+    """Version 2 has "quota period" in one file, version 1 in two; "max" and -1 are no limit."""
+    own = root / name.lstrip("/")
+    for folder in (own, *own.parents):
+        words = [word for file in files for line in _lines(folder / file) for word in line.split()]
+        if len(words) == 2 and words[0].isdecimal():
+            yield int(words[0]) / int(words[1])
+        if folder == root:
+            return
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read().split()
+        return path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []

@@ -1,0 +1,6 @@
+"""A model on disk: where it is, what it is, and the GGUF container. Shared by every process; knows no torch."""
+
+from shoal.checkpoint.locate import ModelLocation, locate_model
+from shoal.checkpoint.opened import describe, generation_defaults, with_rope_scaling
+
+__all__ = ["ModelLocation", "describe", "generation_defaults", "locate_model", "with_rope_scaling"]

@@ -1,0 +1,144 @@
+"""The CPU library as Python sees it: one prefilled argument struct an operator, the levels of instructions it
+can run at, and its errors. Called by ``ops.py`` and ``__main__.py``.
+
+``SHOAL_CPU_LEVEL`` chooses a level: ``scalar``, ``avx2``, ``avx512``, or ``reference`` for the torch twins.
+Without it the best one that the processor has is taken.
+"""
+
+import ctypes
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from shoal.errors import StartError
+
+LIBRARY = Path(__file__).with_name("libshoal_cpu.so")
+INTERFACE = Path(__file__).parent / "csrc" / "cpu" / "shoal_cpu.h"
+REFERENCE = "reference"
+
+OPERATORS = {
+    "rms_norm": "*out *x *weight outer inner dim outer_stride inner_stride x_dtype out_dtype .eps",
+    "add_rms_norm": "*out *residual *x *weight rows dim residual_stride x_stride x_dtype out_dtype .eps",
+    "rope_write_kv": (
+        "*q *k *v *cos_sin *positions *k_cache *v_cache *cache_slots "
+        "tokens heads kv_heads dim rotary_dim max_positions blocks block_size "
+        "q_token_stride q_head_stride k_token_stride k_head_stride v_token_stride v_head_stride "
+        "dtype cache_dtype"
+    ),
+    "paged_attention": (
+        "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens "
+        "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
+        "q_token_stride q_head_stride window dtype cache_dtype .scale .soft_cap"
+    ),
+    "gated_activation": "*out *gate_up rows dim row_stride kind dtype",
+    "embed": "*out *ids *weight tokens rows dim row_stride first_id dtype .scale",
+    "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride",
+}
+"""The fields of each operator's struct in csrc/cpu/shoal_cpu.h: ``*`` is a pointer, ``.`` a double, the others
+are 64-bit integers."""
+
+_REMEDY = f"run `python setup.py build_ext --inplace` or reinstall, or set SHOAL_CPU_LEVEL={REFERENCE}"
+
+_NO_MEMORY = 4
+_ERRORS = {
+    1: "a position lies outside of the rope table",
+    2: "a cache slot lies outside of the cache",
+    3: "a block table names a block outside of the cache",
+    _NO_MEMORY: "there is no memory for an operator's scratch",
+    5: "a sequence has more tokens than its context, or more context than its block table",
+}
+
+
+class Operator:
+    """One exported function. A call fills the operator's own struct and passes its address: nothing is
+    allocated or parsed, so it takes well under a microsecond. One thread at a time."""
+
+    def __init__(self, function: Callable[[ctypes.c_void_p], int], fields: str) -> None:
+        kinds = {"*": "Q", ".": "d"}
+        self._layout = struct.Struct("=" + "".join(kinds.get(name[0], "q") for name in fields.split()))
+        self._buffer = ctypes.create_string_buffer(self._layout.size)
+        self._address = ctypes.c_void_p(ctypes.addressof(self._buffer))
+        self._function = function
+
+    def __call__(self, *values: float) -> None:
+        """Values in the order of the struct's fields."""
+        self._layout.pack_into(self._buffer, 0, *values)
+        status = self._function(self._address)
+        if status == _NO_MEMORY:
+            raise MemoryError(_ERRORS[status])
+        if status:
+            raise IndexError(_ERRORS[status])
+
+
+class CpuLibrary:
+    """The loaded library and its operators."""
+
+    def __init__(self, path: Path) -> None:
+        self._functions = ctypes.CDLL(str(path))
+        self._functions.shoal_level.restype = ctypes.c_char_p
+        self._functions.shoal_level_name.restype = ctypes.c_char_p
+        operators = {
+            name: Operator(getattr(self._functions, f"shoal_{name}"), fields)
+            for name, fields in OPERATORS.items()
+        }
+        self.rms_norm = operators["rms_norm"]
+        self.add_rms_norm = operators["add_rms_norm"]
+        self.rope_write_kv = operators["rope_write_kv"]
+        self.paged_attention = operators["paged_attention"]
+        self.gated_activation = operators["gated_activation"]
+        self.embed = operators["embed"]
+        self.draw = operators["draw"]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the library was built with today's structs."""
+        self._functions.shoal_interface.restype = ctypes.c_uint32
+        return bool(self._functions.shoal_interface() == zlib.crc32(INTERFACE.read_bytes()))
+
+    @property
+    def level(self) -> str:
+        name: bytes = self._functions.shoal_level()
+        return name.decode()
+
+    def levels(self) -> dict[str, bool]:
+        """Every compiled level, best first, and whether this processor has it."""
+        found: dict[str, bool] = {}
+        while (name := self._functions.shoal_level_name(len(found))) is not None:
+            found[name.decode()] = bool(self._functions.shoal_level_supported(len(found)))
+        return found
+
+    def use_level(self, name: str) -> bool:
+        """False where there is no such level or the processor lacks it."""
+        return bool(self._functions.shoal_use_level(name.encode()))
+
+    def set_threads(self, count: int) -> None:
+        self._functions.shoal_set_threads(count)
+
+
+@cache
+def library() -> CpuLibrary | None:
+    """None where the torch twins are to be used. torch has to be imported before: the library takes its OpenMP
+    threads from it."""
+    wanted = os.environ.get("SHOAL_CPU_LEVEL", "")
+    if wanted == REFERENCE:
+        return None
+    if not LIBRARY.exists():
+        if wanted:
+            raise StartError(
+                f"SHOAL_CPU_LEVEL={wanted}: the CPU library was not built; install a C++ compiler and "
+                "reinstall, or unset it"
+            )
+        return None
+    try:
+        loaded = CpuLibrary(LIBRARY)
+    except (OSError, AttributeError) as error:
+        raise StartError(f"{error}; {_REMEDY}") from error
+    if not loaded.is_current:
+        raise StartError(f"{LIBRARY} was built from older sources; {_REMEDY}")
+    if wanted and not loaded.use_level(wanted):
+        usable = [name for name, supported in loaded.levels().items() if supported]
+        raise StartError(f"SHOAL_CPU_LEVEL={wanted}: this processor can do {', '.join(usable)}, or {REFERENCE}")
+    return loaded

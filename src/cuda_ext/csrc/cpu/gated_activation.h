@@ -1,0 +1,35 @@
+// activation(gate) · up, where a row is the gates followed by the ups.
+#pragma once
+
+#include "shoal_cpu.h"
+#include "vec.h"
+
+namespace {
+
+INLINE Vec silu(Vec x) { return x / (1.0f + exp_vec(-x)); }
+
+INLINE Vec gelu_tanh(Vec x) {
+    const Vec inner = 0.7978845608f * fma(0.044715f * x * x, x, x);
+    return 0.5f * x * (1.0f + tanh_vec(inner));
+}
+
+template <typename T, Vec (*Activate)(Vec)>
+void gated_activation_rows(const GatedActivationArgs& a, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++) {
+        const T* gate = static_cast<const T*>(a.gate_up) + row * a.row_stride;
+        const T* up = gate + a.dim;
+        T* out = static_cast<T*>(a.out) + row * a.dim;
+        for_each_vec(a.dim, [&](int64_t i, int64_t n) {
+            store_n(out + i, Activate(load_n(gate + i, n)) * load_n(up + i, n), n);
+        });
+    }
+}
+
+void gated_activation(const GatedActivationArgs& a, int64_t begin, int64_t end) {
+    if (a.dtype == kFloat32)
+        (a.kind == kSilu ? gated_activation_rows<float, silu> : gated_activation_rows<float, gelu_tanh>)(a, begin, end);
+    else
+        (a.kind == kSilu ? gated_activation_rows<bf16, silu> : gated_activation_rows<bf16, gelu_tanh>)(a, begin, end);
+}
+
+}  // namespace

@@ -1,0 +1,14 @@
+// Compiled once a level, with that level's instruction set and SHOAL_LEVEL naming its table.
+#include "level.h"
+
+#include "embed.h"
+#include "gated_activation.h"
+#include "paged_attention.h"
+#include "rms_norm.h"
+#include "rope_write_kv.h"
+#include "weigh_logits.h"
+
+extern const Level SHOAL_LEVEL = {
+    rms_norm, add_rms_norm, rope_write_kv, gated_activation, embed, paged_attention, find_peak, weigh_logits,
+    collect,
+};

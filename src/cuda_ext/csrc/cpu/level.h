@@ -1,0 +1,25 @@
+// The kernels of one level. library.cpp picks one table for the processor and cuts the work into ranges.
+#pragma once
+
+#include "attention_plan.h"
+#include "draw_plan.h"
+#include "shoal_cpu.h"
+
+struct Level {
+    // Each computes items [begin, end): rows or tokens.
+    void (*rms_norm)(const RmsNormArgs&, int64_t begin, int64_t end);
+    void (*add_rms_norm)(const AddRmsNormArgs&, int64_t begin, int64_t end);
+    void (*rope_write_kv)(const RopeWriteKvArgs&, int64_t begin, int64_t end);
+    void (*gated_activation)(const GatedActivationArgs&, int64_t begin, int64_t end);
+    void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
+    void (*paged_attention)(const AttentionArgs&, const AttentionSpan&, const AttentionScratch&);
+    Peak (*find_peak)(const float* logits, int64_t count);
+    void (*weigh_logits)(const float* logits, int64_t count, float peak, float temperature, float* weights,
+                         double* sums);
+    int64_t (*collect)(const float* weights, int64_t count, float threshold, Candidate* into);
+};
+
+extern const Level kScalar;
+#if defined(__x86_64__)
+extern const Level kAvx2, kAvx512;
+#endif

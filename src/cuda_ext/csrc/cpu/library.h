@@ -1,0 +1,6 @@
+// What the launchers share.
+#pragma once
+
+struct Level;
+
+const Level& current_level();

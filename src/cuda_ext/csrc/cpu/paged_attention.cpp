@@ -1,0 +1,91 @@
+// Launcher of paged attention: checks the sequences, lists the work items, runs them on threads.
+#include "arena.h"
+#include "level.h"
+#include "library.h"
+#include "parallel.h"
+
+namespace {
+
+int64_t span_tokens(const AttentionArgs& a) {
+    const int64_t tokens = kSpanRows / (a.heads / a.kv_heads);
+    return tokens > 1 ? tokens : 1;
+}
+
+int64_t tokens_of(const AttentionArgs& a, int64_t sequence) {
+    return a.query_starts[sequence + 1] - a.query_starts[sequence];
+}
+
+int check_sequence(const AttentionArgs& a, int64_t sequence) {
+    const int64_t tokens = tokens_of(a, sequence), context = a.context_lens[sequence];
+    if (tokens < 0 || tokens > context || context > a.table_width * a.block_size) return kContextTooShort;
+    const int64_t unseen = a.window > 0 ? context - tokens + 1 - a.window : 0;
+    const int32_t* table = a.block_tables + sequence * a.table_stride;
+    for (int64_t i = unseen > 0 ? unseen / a.block_size : 0; i * a.block_size < context; i++)
+        if (table[i] < 0 || table[i] >= a.blocks) return kBlockOutside;
+    return kOk;
+}
+
+struct Work {
+    int64_t spans = 0;
+    int64_t products = 0;  // queries × keys, one head
+};
+
+int measure(const AttentionArgs& a, Work& work) {
+    const int64_t step = span_tokens(a);
+    if (a.query_starts[0] != 0 || a.query_starts[a.sequences] != a.tokens) return kContextTooShort;
+    for (int64_t sequence = 0; sequence < a.sequences; sequence++) {
+        if (const int status = check_sequence(a, sequence)) return status;
+        const int64_t tokens = tokens_of(a, sequence);
+        work.spans += (tokens + step - 1) / step * a.kv_heads;
+        work.products += tokens * a.context_lens[sequence];
+    }
+    return kOk;
+}
+
+void list_spans(const AttentionArgs& a, AttentionSpan* next) {
+    const int64_t step = span_tokens(a);
+    for (int64_t sequence = 0; sequence < a.sequences; sequence++) {
+        const int64_t end = a.query_starts[sequence + 1];
+        for (int64_t token = a.query_starts[sequence]; token < end; token += step)
+            for (int64_t head = 0; head < a.kv_heads; head++)
+                *next++ = {sequence, head, token, token + step < end ? step : end - token};
+    }
+}
+
+AttentionScratch carve(Carver& from, const AttentionArgs& a) {
+    const int64_t rows = span_tokens(a) * (a.heads / a.kv_heads);
+    const int64_t padded_dim = (a.dim + kWidestVec - 1) / kWidestVec * kWidestVec;
+    AttentionScratch scratch;
+    scratch.positions = from.take<int64_t>(rows);
+    scratch.q = from.take<float>(rows * a.dim);
+    scratch.columns = from.take<float>(kTile * padded_dim);
+    scratch.scores = from.take<float>(rows * kTile);
+    scratch.sums = from.take<float>(rows * padded_dim);
+    scratch.peak = from.take<float>(rows);
+    scratch.total = from.take<float>(rows);
+    scratch.values = from.take<float>(kTile * padded_dim);
+    scratch.value_rows = from.take<const float*>(kTile);
+    return scratch;
+}
+
+}  // namespace
+
+extern "C" EXPORT int shoal_paged_attention(const AttentionArgs* args) {
+    static Arena span_memory, scratch_memory;
+    const AttentionArgs& a = *args;
+    Work work;
+    if (const int status = measure(a, work)) return status;
+    Carver size(nullptr);
+    carve(size, a);
+    auto* spans = reinterpret_cast<AttentionSpan*>(span_memory.reserve(work.spans * int64_t(sizeof(AttentionSpan))));
+    char* memory = scratch_memory.reserve(size.taken() * thread_count);
+    if (!memory || (!spans && work.spans)) return kNoMemory;
+    list_spans(a, spans);
+
+    const bool worth_it = work.products * a.heads * a.dim > 1 << 17;
+    parallel_items(work.spans, worth_it, [&](int64_t item, int thread) {
+        Carver mine(memory + thread * size.taken());
+        current_level().paged_attention(a, spans[item], carve(mine, a));
+    });
+    return kOk;
+}

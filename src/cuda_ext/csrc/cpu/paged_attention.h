@@ -1,0 +1,341 @@
+// Causal attention over the paged cache for any mixture of prompt chunks and single tokens.
+//
+// One work item is a few tokens of one sequence and one KV head: its rows are those tokens × the query heads
+// that share the KV head. Keys are walked in tiles of kTile positions that begin at multiples of kTile, a
+// score is one chain of additions over dim, a value sum one chain over positions, and a row skips the tiles
+// it does not see. So a row's result depends on its own query and its own context only: not on the other
+// rows, not on how a prompt was cut into chunks, not on the number of threads.
+#pragma once
+
+#include "attention_plan.h"
+#include "shoal_cpu.h"
+#include "vec.h"
+
+namespace {
+
+constexpr int64_t kLine = 64;  // bytes of a cache line
+constexpr int kRowsAtOnce = 6;
+constexpr int kVecsAtOnce = kWidth == 16 ? 4 : 2;  // 6 × 4 of 32 registers, or 6 × 2 of 16
+
+// Rows of the cache that are wanted soon. Blocks lie anywhere, so the processor does not foresee them.
+template <typename Cache>
+struct Ahead {
+    const Cache* const* rows;  // [kTile], or null
+    int64_t dim;
+    INLINE void fetch(int64_t j) const {
+        constexpr int64_t step = kLine / int64_t(sizeof(Cache));
+        if (rows)
+            for (int64_t i = 0; i < dim; i += step) __builtin_prefetch(rows[j] + i, 0, 2);
+    }
+};
+
+// --- keys: tile × dim → dim × tile ---
+
+// Rows of kWidth vectors become columns: log2(kWidth) rounds of interleaving halves.
+INLINE void transpose(Vec (&v)[kWidth]) {
+#if defined(__AVX512F__)
+    const IntVec low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+#elif defined(__AVX2__)
+    const IntVec low = {0, 8, 1, 9, 2, 10, 3, 11};
+#else
+    const IntVec low = {0, 4, 1, 5};
+#endif
+    const IntVec high = low + kWidth / 2;
+    for (int round = 1; round < kWidth; round *= 2) {
+        Vec mixed[kWidth];
+        for (int i = 0; i < kWidth / 2; i++) {
+            mixed[2 * i] = __builtin_shuffle(v[i], v[i + kWidth / 2], low);
+            mixed[2 * i + 1] = __builtin_shuffle(v[i], v[i + kWidth / 2], high);
+        }
+        for (int i = 0; i < kWidth; i++) v[i] = mixed[i];
+    }
+}
+
+template <typename Cache>
+INLINE void transpose_piece(const Cache* const* keys, int64_t dim, int64_t d, float* columns) {
+    const int64_t n = min_of(kWidth, dim - d);
+    Vec v[kWidth];
+    for (int i = 0; i < kWidth; i++) v[i] = load_n(keys[i] + d, n);
+    transpose(v);
+    for (int i = 0; i < n; i++) store(columns + (d + i) * kTile, v[i]);
+}
+
+// Two bfloat16 at a time: they travel through the transposition as one 32-bit element.
+INLINE void transpose_pairs(const bf16* const* keys, int64_t d, float* columns) {
+    Vec v[kWidth];
+    for (int i = 0; i < kWidth; i++) __builtin_memcpy(&v[i], keys[i] + d, sizeof v[i]);
+    transpose(v);
+    for (int i = 0; i < kWidth; i++) {
+        store(columns + (d + 2 * i) * kTile, (Vec)((BitVec)v[i] << 16));
+        store(columns + (d + 2 * i + 1) * kTile, (Vec)((BitVec)v[i] & 0xffff0000));
+    }
+}
+
+INLINE int64_t transpose_paired(const float* const*, int64_t, float*) { return 0; }
+
+INLINE int64_t transpose_paired(const bf16* const* keys, int64_t dim, float* columns) {
+    int64_t d = 0;
+    for (; d + 2 * kWidth <= dim; d += 2 * kWidth) transpose_pairs(keys, d, columns);
+    return d;
+}
+
+template <typename Cache>
+void transpose_keys(const Cache* const* keys, int64_t first, int64_t last, int64_t dim, float* columns,
+                    Ahead<Cache> ahead) {
+    for (int64_t j = first / kWidth * kWidth; j < last; j += kWidth) {
+        for (int i = 0; i < kWidth; i++) ahead.fetch(j + i);
+        for (int64_t d = transpose_paired(keys + j, dim, columns + j); d < dim; d += kWidth)
+            transpose_piece(keys + j, dim, d, columns + j);
+    }
+}
+
+// --- scores[row][position] = q[row] · key[position] ---
+
+template <int Rows, int Vecs>
+INLINE void score_block(const float* q, const float* columns, int64_t dim, float* scores) {
+    Vec sums[Rows][Vecs] = {};
+    for (int64_t d = 0; d < dim; d++) {
+        Vec key[Vecs];
+        for (int v = 0; v < Vecs; v++) key[v] = load(columns + d * kTile + v * kWidth);
+        for (int r = 0; r < Rows; r++) {
+            const Vec element = broadcast(q[r * dim + d]);
+            for (int v = 0; v < Vecs; v++) sums[r][v] = fma(element, key[v], sums[r][v]);
+        }
+    }
+    for (int r = 0; r < Rows; r++)
+        for (int v = 0; v < Vecs; v++) store(scores + r * kTile + v * kWidth, sums[r][v]);
+}
+
+template <int Rows>
+void score_rows(const float* q, const float* columns, int64_t dim, int64_t first, int64_t last, float* scores) {
+    int64_t j = first / kWidth * kWidth;
+    for (; j + kVecsAtOnce * kWidth <= round_up(last, kWidth); j += kVecsAtOnce * kWidth)
+        score_block<Rows, kVecsAtOnce>(q, columns + j, dim, scores + j);
+    for (; j < last; j += kWidth) score_block<Rows, 1>(q, columns + j, dim, scores + j);
+}
+
+// --- sums[row] += weights[row][position] · value[position], over positions [first, last) ---
+
+template <int Rows, int Vecs, typename Value, typename Cache>
+INLINE void value_block(const float* weights, const Value* const* values, int64_t at, int64_t first, int64_t last,
+                        float* sums, int64_t stride, Ahead<Cache> ahead) {
+    Vec total[Rows][Vecs];
+    for (int r = 0; r < Rows; r++)
+        for (int v = 0; v < Vecs; v++) total[r][v] = load(sums + r * stride + at + v * kWidth);
+    for (int64_t j = first; j < last; j++) {
+        if (at == 0) ahead.fetch(j);
+        Vec value[Vecs];
+        for (int v = 0; v < Vecs; v++) value[v] = load(values[j] + at + v * kWidth);
+        for (int r = 0; r < Rows; r++) {
+            const Vec weight = broadcast(weights[r * kTile + j]);
+            for (int v = 0; v < Vecs; v++) total[r][v] = fma(weight, value[v], total[r][v]);
+        }
+    }
+    for (int r = 0; r < Rows; r++)
+        for (int v = 0; v < Vecs; v++) store(sums + r * stride + at + v * kWidth, total[r][v]);
+}
+
+template <int Rows, typename Value, typename Cache>
+void value_rows(const float* weights, const Value* const* values, int64_t first, int64_t last, float* sums,
+                int64_t stride, Ahead<Cache> ahead) {
+    int64_t d = 0;
+    for (; d + kVecsAtOnce * kWidth <= stride; d += kVecsAtOnce * kWidth)
+        value_block<Rows, kVecsAtOnce>(weights, values, d, first, last, sums, stride, ahead);
+    for (; d < stride; d += kWidth) value_block<Rows, 1>(weights, values, d, first, last, sums, stride, ahead);
+}
+
+template <int Rows, typename Value, typename Cache>
+void value_rows_of(int64_t rows, const float* weights, const Value* const* values, int64_t first, int64_t last,
+                   float* sums, int64_t stride, Ahead<Cache> ahead) {
+    if constexpr (Rows > 1)
+        if (rows < Rows) return value_rows_of<Rows - 1>(rows, weights, values, first, last, sums, stride, ahead);
+    value_rows<Rows>(weights, values, first, last, sums, stride, ahead);
+}
+
+template <int Rows>
+void score_rows_of(int64_t rows, const float* q, const float* columns, int64_t dim, int64_t first, int64_t last,
+                   float* scores) {
+    if constexpr (Rows > 1)
+        if (rows < Rows) return score_rows_of<Rows - 1>(rows, q, columns, dim, first, last, scores);
+    score_rows<Rows>(q, columns, dim, first, last, scores);
+}
+
+// --- one item ---
+
+template <typename Query, typename Cache>
+struct AttentionItem {
+    const AttentionArgs& a;
+    const AttentionSpan& span;
+    AttentionScratch scratch;
+    int64_t group = a.heads / a.kv_heads;
+    int64_t rows = span.tokens * group;
+    int64_t stride = round_up(a.dim, kWidth);  // of sums
+    int64_t first_position = a.context_lens[span.sequence] - a.query_starts[span.sequence + 1] + span.first_token;
+    struct TileRows {
+        const Cache* keys[kTile];
+        const Cache* values[kTile];
+    };
+
+    INLINE int64_t position_of(int64_t row) const { return scratch.positions[row]; }
+    INLINE int64_t seen_from(int64_t position) const {
+        return a.window > 0 ? max_of(0, position - a.window + 1) : 0;
+    }
+
+    void start() {
+        for (int64_t row = 0; row < rows; row++) {
+            const Query* q = static_cast<const Query*>(a.q) + (span.first_token + row / group) * a.q_token_stride +
+                             (span.kv_head * group + row % group) * a.q_head_stride;
+            for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(scratch.q + row * a.dim + i, load_n(q + i, n), n); });
+            scratch.positions[row] = first_position + row / group;
+            scratch.peak[row] = -__builtin_inff();
+            scratch.total[row] = 0.0f;
+        }
+        __builtin_memset(scratch.sums, 0, rows * stride * sizeof(float));
+    }
+
+    // Where the tile's positions lie that any row sees; the other entries repeat the first one.
+    void find_rows(int64_t base, TileRows& tile) {
+        const int64_t first = max_of(0, seen_from(first_position) - base);
+        const int64_t last = min_of(kTile, position_of(rows - 1) + 1 - base);
+        const int32_t* table = a.block_tables + span.sequence * a.table_stride;
+        int64_t index = (base + first) / a.block_size, offset = (base + first) % a.block_size;
+        for (int64_t j = first; j < last; j++) {
+            const int64_t place = ((int64_t(table[index]) * a.kv_heads + span.kv_head) * a.block_size + offset) * a.dim;
+            tile.keys[j] = static_cast<const Cache*>(a.k_cache) + place;
+            tile.values[j] = static_cast<const Cache*>(a.v_cache) + place;
+            if (++offset == a.block_size) {
+                offset = 0;
+                index++;
+            }
+        }
+        for (int64_t j = 0; j < kTile; j++)
+            if (j < first || j >= last) {
+                tile.keys[j] = tile.keys[first];
+                tile.values[j] = tile.values[first];
+            }
+    }
+
+    // Turns a row's scores at the tile's positions [first, last) into weights; zero elsewhere.
+    void weigh(int64_t row, int64_t first, int64_t last) {
+        float* scores = scratch.scores + row * kTile;
+        const Vec nothing = broadcast(-__builtin_inff());
+        IntVec lane;
+        for (int i = 0; i < kWidth; i++) lane[i] = i;
+        const int64_t from = first / kWidth * kWidth, to = round_up(last, kWidth);
+        Vec peaks = nothing;
+        for (int64_t j = from; j < to; j += kWidth) {
+            Vec s = load(scores + j) * float(a.scale);
+            if (a.soft_cap != 0) s = tanh_vec(s / float(a.soft_cap)) * float(a.soft_cap);
+            const IntVec index = lane + int32_t(j);
+            s = select((IntVec)((index >= int32_t(first)) & (index < int32_t(last))), s, nothing);
+            store(scores + j, s);
+            peaks = max_vec(peaks, s);
+        }
+        const float tile_peak = max_of_lanes(peaks);
+        const float peak = tile_peak > scratch.peak[row] ? tile_peak : scratch.peak[row];
+        Vec total = {};
+        for (int64_t j = from; j < to; j += kWidth) {
+            const Vec weight = exp_vec(load(scores + j) - peak);
+            store(scores + j, weight);
+            total += weight;
+        }
+        for (int64_t j = 0; j < from; j += kWidth) store(scores + j, Vec{});
+        for (int64_t j = to; j < kTile; j += kWidth) store(scores + j, Vec{});
+        rescale(row, peak, sum_of(total));
+    }
+
+    void rescale(int64_t row, float peak, float tile_total) {
+        if (peak != scratch.peak[row]) {
+            const float factor = exp_one(scratch.peak[row] - peak);
+            float* sums = scratch.sums + row * stride;
+            for (int64_t d = 0; d < stride; d += kWidth) store(sums + d, load(sums + d) * factor);
+            scratch.total[row] *= factor;
+            scratch.peak[row] = peak;
+        }
+        scratch.total[row] += tile_total;
+    }
+
+    // Values as padded rows of floats where a vector load would run over a row's end.
+    const float* const* pad_values(const Cache* const* values, int64_t first, int64_t last) {
+        for (int64_t j = first; j < last; j++) {
+            float* row = scratch.values + j * stride;
+            for_each_vec(a.dim, [&](int64_t i, int64_t n) { store(row + i, load_n(values[j] + i, n)); });
+            scratch.value_rows[j] = row;
+        }
+        return scratch.value_rows;
+    }
+
+    template <typename Value>
+    void add_values(const Value* const* value_rows, int64_t base, int64_t begin, int64_t end,
+                    Ahead<Cache> ahead) {
+        for (int64_t row = begin; row < end; row += kRowsAtOnce) {
+            const int64_t count = min_of(kRowsAtOnce, end - row);
+            const int64_t first = max_of(0, seen_from(position_of(row)) - base);
+            const int64_t last = min_of(kTile, position_of(row + count - 1) + 1 - base);
+            value_rows_of<kRowsAtOnce>(count, scratch.scores + row * kTile, value_rows, first, last,
+                                       scratch.sums + row * stride, stride,
+                                       row == begin ? ahead : Ahead<Cache>{nullptr, 0});
+        }
+    }
+
+    void tile(int64_t base, const TileRows& here, const TileRows& next) {
+        // Rows are in order of position, so those that see something of the tile are [begin, end).
+        int64_t begin = 0, end = rows;
+        while (begin < rows && position_of(begin) < base) begin++;
+        while (end > begin && seen_from(position_of(end - 1)) >= base + kTile) end--;
+        if (begin == end) return;
+        const int64_t first = max_of(0, seen_from(position_of(begin)) - base);
+        const int64_t last = min_of(kTile, position_of(end - 1) + 1 - base);
+        const Ahead<Cache> values_ahead{here.values, a.dim}, keys_ahead{next.keys, a.dim};
+
+        transpose_keys(here.keys, first, last, a.dim, scratch.columns, values_ahead);
+        for (int64_t row = begin; row < end; row += kRowsAtOnce)
+            score_rows_of<kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, scratch.columns,
+                                       a.dim, first, last, scratch.scores + row * kTile);
+        for (int64_t row = begin; row < end; row++)
+            weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
+        if (a.dim % kWidth == 0)
+            add_values(here.values, base, begin, end, keys_ahead);
+        else
+            add_values(pad_values(here.values, first, last), base, begin, end, keys_ahead);
+    }
+
+    void finish() {
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t token = span.first_token + row / group, head = span.kv_head * group + row % group;
+            Query* out = static_cast<Query*>(a.out) + (token * a.heads + head) * a.dim;
+            const float* sums = scratch.sums + row * stride;
+            const Vec total = broadcast(scratch.total[row]);
+            for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(out + i, load(sums + i) / total, n); });
+        }
+    }
+
+    void run() {
+        start();
+        const int64_t last_base = position_of(rows - 1) / kTile * kTile;
+        int64_t base = seen_from(first_position) / kTile * kTile;
+        TileRows tiles[2];
+        find_rows(base, tiles[0]);
+        for (int which = 0; base <= last_base; base += kTile, which ^= 1) {
+            find_rows(min_of(base + kTile, last_base), tiles[which ^ 1]);
+            tile(base, tiles[which], tiles[which ^ 1]);
+        }
+        finish();
+    }
+};
+
+void paged_attention(const AttentionArgs& a, const AttentionSpan& span, const AttentionScratch& scratch) {
+    if (a.dtype == kFloat32) {
+        if (a.cache_dtype == kFloat32)
+            AttentionItem<float, float>{a, span, scratch}.run();
+        else
+            AttentionItem<float, bf16>{a, span, scratch}.run();
+    } else {
+        if (a.cache_dtype == kFloat32)
+            AttentionItem<bf16, float>{a, span, scratch}.run();
+        else
+            AttentionItem<bf16, bf16>{a, span, scratch}.run();
+    }
+}
+
+}  // namespace

@@ -1,0 +1,70 @@
+// RMSNorm of rows, with and without the residual addition. One order of summation: that of the row.
+#pragma once
+
+#include "shoal_cpu.h"
+#include "vec.h"
+
+namespace {
+
+// Sum of squares of two interleaved halves, so that two chains of additions run side by side.
+struct SquareSum {
+    Vec even = {}, odd = {};
+    INLINE void add(Vec v, int64_t offset) {
+        if ((offset / kWidth) % 2 == 0)
+            even = fma(v, v, even);
+        else
+            odd = fma(v, v, odd);
+    }
+    INLINE float scale(int64_t dim, double eps) const {
+        return float(1.0 / __builtin_sqrt(double(sum_of(even + odd)) / double(dim) + eps));
+    }
+};
+
+template <typename In, typename Out>
+void rms_norm_rows(const RmsNormArgs& a, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++) {
+        const In* x = static_cast<const In*>(a.x) + row / a.inner * a.outer_stride + row % a.inner * a.inner_stride;
+        Out* out = static_cast<Out*>(a.out) + row * a.dim;
+        SquareSum squares;
+        for_each_vec(a.dim, [&](int64_t i, int64_t n) { squares.add(load_n(x + i, n), i); });
+        const Vec scale = broadcast(squares.scale(a.dim, a.eps));
+        for_each_vec(a.dim, [&](int64_t i, int64_t n) {
+            store_n(out + i, load_n(x + i, n) * scale * load_n(a.weight + i, n), n);
+        });
+    }
+}
+
+template <typename In, typename Out>
+void add_rms_norm_rows(const AddRmsNormArgs& a, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++) {
+        const In* x = static_cast<const In*>(a.x) + row * a.x_stride;
+        float* residual = a.residual + row * a.residual_stride;
+        Out* out = static_cast<Out*>(a.out) + row * a.dim;
+        SquareSum squares;
+        for_each_vec(a.dim, [&](int64_t i, int64_t n) {
+            const Vec sum = load_n(residual + i, n) + load_n(x + i, n);
+            store_n(residual + i, sum, n);
+            squares.add(sum, i);
+        });
+        const Vec scale = broadcast(squares.scale(a.dim, a.eps));
+        for_each_vec(a.dim, [&](int64_t i, int64_t n) {
+            store_n(out + i, load_n(residual + i, n) * scale * load_n(a.weight + i, n), n);
+        });
+    }
+}
+
+void rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
+    if (a.x_dtype == kFloat32)
+        (a.out_dtype == kFloat32 ? rms_norm_rows<float, float> : rms_norm_rows<float, bf16>)(a, begin, end);
+    else
+        (a.out_dtype == kFloat32 ? rms_norm_rows<bf16, float> : rms_norm_rows<bf16, bf16>)(a, begin, end);
+}
+
+void add_rms_norm(const AddRmsNormArgs& a, int64_t begin, int64_t end) {
+    if (a.x_dtype == kFloat32)
+        (a.out_dtype == kFloat32 ? add_rms_norm_rows<float, float> : add_rms_norm_rows<float, bf16>)(a, begin, end);
+    else
+        (a.out_dtype == kFloat32 ? add_rms_norm_rows<bf16, float> : add_rms_norm_rows<bf16, bf16>)(a, begin, end);
+}
+
+}  // namespace

@@ -1,0 +1,96 @@
+// The C interface of the CPU library: what binding.py mirrors as ctypes structures, field by field.
+//
+// Every operator takes one pointer to a struct of pointers, sizes and strides (in elements), and returns a
+// Status. Sizes are 64 bits wide. "Rows" of a matrix may be strided, their elements are contiguous.
+#pragma once
+
+#include <cstdint>
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1 };
+enum Activation : int64_t { kSilu = 0, kGeluTanh = 1 };
+enum Status : int {
+    kOk = 0,
+    kPositionOutside = 1,
+    kSlotOutside = 2,
+    kBlockOutside = 3,
+    kNoMemory = 4,
+    kContextTooShort = 5,
+};
+
+// x: [outer, inner, dim] → out: contiguous
+struct RmsNormArgs {
+    void* out;
+    const void* x;
+    const float* weight;
+    int64_t outer, inner, dim, outer_stride, inner_stride, x_dtype, out_dtype;
+    double eps;
+};
+
+// residual: [rows, dim] += x; out = normalised residual, contiguous
+struct AddRmsNormArgs {
+    void* out;
+    float* residual;
+    const void* x;
+    const float* weight;
+    int64_t rows, dim, residual_stride, x_stride, x_dtype, out_dtype;
+    double eps;
+};
+
+// caches: [blocks, kv_heads, block_size, dim], contiguous
+struct RopeWriteKvArgs {
+    void* q;
+    const void* k;
+    const void* v;
+    const float* cos_sin;
+    const int32_t* positions;
+    void* k_cache;
+    void* v_cache;
+    const int64_t* cache_slots;
+    int64_t tokens, heads, kv_heads, dim, rotary_dim, max_positions, blocks, block_size;
+    int64_t q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride;
+    int64_t dtype, cache_dtype;
+};
+
+// out: [tokens, heads, dim], contiguous
+struct AttentionArgs {
+    void* out;
+    const void* q;
+    const void* k_cache;
+    const void* v_cache;
+    const int32_t* block_tables;
+    const int32_t* query_starts;
+    const int32_t* context_lens;
+    int64_t tokens, sequences, heads, kv_heads, dim, blocks, block_size, table_width, table_stride;
+    int64_t q_token_stride, q_head_stride, window, dtype, cache_dtype;
+    double scale, soft_cap;
+};
+
+// gate_up: [rows, 2 * dim] → out: [rows, dim], contiguous
+struct GatedActivationArgs {
+    void* out;
+    const void* gate_up;
+    int64_t rows, dim, row_stride, kind, dtype;
+};
+
+// out: float32 [tokens, dim], contiguous
+struct EmbedArgs {
+    float* out;
+    const int64_t* ids;
+    const void* weight;
+    int64_t tokens, rows, dim, row_stride, first_id, dtype;
+    double scale;
+};
+
+// logits: [rows, vocabulary]; the other inputs and ids: [rows]. ids: -1 where logits hold NaN, +inf or only -inf.
+struct DrawArgs {
+    int64_t* ids;
+    const float* logits;
+    const float* temperature;  // 0: the best token
+    const int64_t* top_k;      // 0: off
+    const float* top_p;        // 1: off
+    const float* min_p;        // 0: off
+    const double* uniform;     // in [0, 1)
+    int64_t rows, vocabulary, row_stride;
+};

@@ -1,0 +1,211 @@
+// One vector register of floats at the level this file is compiled for, and the few functions on it.
+//
+// Everything here is in an unnamed namespace: the same source is compiled once a level into one library, and
+// no function of a higher level may be merged with one of a lower level by the linker. For the same reason no
+// kernel uses the C++ standard library.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kWidth * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t BitVec __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(kWidth * 2)));
+typedef uint16_t bf16;
+
+INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+INLINE Vec broadcast(float x) { return x - Vec{}; }
+
+INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+// The second argument wins where either is NaN.
+INLINE Vec max_vec(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+INLINE Vec min_vec(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+// --- memory ---
+
+INLINE Vec load(const float* p) {
+    Vec v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE Vec widen(HalfVec h) { return (Vec)(__builtin_convertvector(h, BitVec) << 16); }
+
+INLINE Vec load(const bf16* p) {
+    HalfVec h;
+    __builtin_memcpy(&h, p, sizeof h);
+    return widen(h);
+}
+
+// The first n (< kWidth) elements; the other lanes are zero.
+template <typename T>
+INLINE Vec load_part(const T* p, int64_t n) {
+    T lanes[kWidth] = {};
+    __builtin_memcpy(lanes, p, n * sizeof(T));
+    return load(lanes);
+}
+
+INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// Rounds to nearest even and keeps NaN a NaN.
+INLINE HalfVec narrow(Vec v) {
+    const BitVec bits = (BitVec)v;
+    const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const BitVec quiet_nan = (bits >> 16) | 0x40;
+    const BitVec is_nan = (BitVec)((bits & 0x7fffffff) > 0x7f800000);
+    return __builtin_convertvector((rounded & ~is_nan) | (quiet_nan & is_nan), HalfVec);
+}
+
+INLINE void store(bf16* p, Vec v) {
+    const HalfVec h = narrow(v);
+    __builtin_memcpy(p, &h, sizeof h);
+}
+
+template <typename T>
+INLINE void store_part(T* p, Vec v, int64_t n) {
+    T lanes[kWidth];
+    store(lanes, v);
+    __builtin_memcpy(p, lanes, n * sizeof(T));
+}
+
+// Calls body(offset, load, store) for each vector of a row of n elements, its ragged end included.
+template <typename Body>
+INLINE void for_each_vec(int64_t n, Body body) {
+    int64_t i = 0;
+    for (; i + kWidth <= n; i += kWidth) body(i, int64_t(kWidth));
+    if (i < n) body(i, n - i);
+}
+
+template <typename T>
+INLINE Vec load_n(const T* p, int64_t n) {
+    return n == kWidth ? load(p) : load_part(p, n);
+}
+
+template <typename T>
+INLINE void store_n(T* p, Vec v, int64_t n) {
+    if (n == kWidth)
+        store(p, v);
+    else
+        store_part(p, v, n);
+}
+
+// --- reductions, in one order ---
+
+INLINE float sum_of(Vec v) {
+    float lanes[kWidth];
+    store(lanes, v);
+    for (int half = kWidth / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+INLINE float max_of_lanes(Vec v) {
+    float lanes[kWidth];
+    store(lanes, v);
+    for (int half = kWidth / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    return lanes[0];
+}
+
+INLINE bool any_at_least(Vec v, float least) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)v, (__m512)broadcast(least), _CMP_GE_OQ) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, (__m256)broadcast(least), _CMP_GE_OQ)) != 0;
+#else
+    bool any = false;
+    for (int i = 0; i < kWidth; i++) any |= v[i] >= least;
+    return any;
+#endif
+}
+
+// --- functions: NaN in, NaN out ---
+
+INLINE Vec power_of_two(IntVec n) { return (Vec)((n + 127) << 23); }
+
+// Within 2 units in the last place; 0 below -104, infinity above 89.
+INLINE Vec exp_vec(Vec x) {
+    x = max_vec(broadcast(-104.0f), x);
+    x = min_vec(broadcast(89.0f), x);
+    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const Vec n = fma(x, broadcast(1.44269504f), magic) - magic;
+    Vec r = fma(n, broadcast(-0.693359375f), x);
+    r = fma(n, broadcast(2.12194440e-4f), r);
+    Vec p = broadcast(1.9875691500e-4f);
+    p = fma(p, r, broadcast(1.3981999507e-3f));
+    p = fma(p, r, broadcast(8.3334519073e-3f));
+    p = fma(p, r, broadcast(4.1665795894e-2f));
+    p = fma(p, r, broadcast(1.6666665459e-1f));
+    p = fma(p, r, broadcast(5.0000001201e-1f));
+    p = fma(p, r * r, r) + 1.0f;
+    const IntVec whole = __builtin_convertvector(n, IntVec);
+    const IntVec half = whole >> 1;
+    return p * power_of_two(half) * power_of_two(whole - half);
+}
+
+INLINE float exp_one(float x) { return exp_vec(broadcast(x))[0]; }
+
+INLINE Vec select(IntVec mask, Vec yes, Vec no) {
+    return (Vec)(((IntVec)yes & mask) | ((IntVec)no & ~mask));
+}
+
+INLINE Vec tanh_vec(Vec x) {
+    const Vec size = (Vec)((IntVec)x & 0x7fffffff);
+    const Vec far = 1.0f - 2.0f / (exp_vec(size + size) + 1.0f);
+    const Vec far_signed = (Vec)((IntVec)far | ((IntVec)x & (int32_t)0x80000000));
+    const Vec z = x * x;
+    Vec p = broadcast(-5.70498872745e-3f);
+    p = fma(p, z, broadcast(2.06390887954e-2f));
+    p = fma(p, z, broadcast(-5.37397155531e-2f));
+    p = fma(p, z, broadcast(1.33314422036e-1f));
+    p = fma(p, z, broadcast(-3.33332819422e-1f));
+    const Vec near = fma(p * z, x, x);
+    return select((IntVec)(size > 0.625f), far_signed, near);
+}
+
+}  // namespace

@@ -1,0 +1,146 @@
+"""The operators in plain torch: the specification that every compiled kernel is tested against, and what runs
+where no extension was built. Called by ``ops.py`` and by tests.
+
+Sums are taken in float32, or in float64 where an argument is float64 (tests use that as the truth).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def _accumulation(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+    wide = x.to(_accumulation(x, weight))
+    mean_square = wide.square().mean(dim=-1, keepdim=True)
+    return (wide * torch.rsqrt(mean_square + eps) * weight).to(out_dtype)
+
+
+def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+    residual += x
+    return rms_norm(residual, weight, eps, out_dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x: [tokens, heads, dim]; cos, sin: [tokens, 1, half the rotary dims]."""
+    half = cos.shape[-1]
+    wide = x.to(_accumulation(x, cos))
+    low, high, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)
+
+
+def rope_write_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_slots: Tensor,
+) -> None:
+    cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
+    q.copy_(_rotate(q, cos, sin))
+    block_size = k_cache.shape[2]
+    blocks, offsets = cache_slots // block_size, cache_slots % block_size
+    k_cache[blocks, :, offsets] = _rotate(k, cos, sin).to(k_cache.dtype)
+    v_cache[blocks, :, offsets] = v.to(v_cache.dtype)
+
+
+def _gather(cache: Tensor, table: Tensor, length: int) -> Tensor:
+    """The first ``length`` positions of a sequence: [kv heads, length, dim]."""
+    block_size = cache.shape[2]
+    blocks = cache[table[: -(-length // block_size)].long()]
+    return blocks.transpose(0, 1).flatten(1, 2)[:, :length]
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    window: int,
+    soft_cap: float,
+) -> Tensor:
+    out = torch.empty(q.shape, dtype=q.dtype)
+    wide = _accumulation(q, k_cache)
+    kv_heads = k_cache.shape[1]
+    starts = query_starts.tolist()
+    for row, context in enumerate(context_lens.tolist()):
+        begin, end = starts[row], starts[row + 1]
+        if begin == end:
+            continue
+        keys = _gather(k_cache, block_tables[row], context).to(wide)
+        values = _gather(v_cache, block_tables[row], context).to(wide)
+        # [kv heads, query heads of one kv head, tokens, dim]
+        queries = q[begin:end].to(wide).reshape(end - begin, kv_heads, -1, q.shape[2]).permute(1, 2, 0, 3)
+        scores = queries @ keys.unsqueeze(1).transpose(-1, -2) * scale
+        if soft_cap:
+            scores = torch.tanh(scores / soft_cap) * soft_cap
+        seen_from = torch.arange(context - (end - begin), context).unsqueeze(1)
+        positions = torch.arange(context)
+        hidden = positions > seen_from
+        if window:
+            hidden |= positions <= seen_from - window
+        weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
+        out[begin:end] = (weights @ values.unsqueeze(1)).permute(2, 0, 1, 3).flatten(1, 2).to(q.dtype)
+    return out
+
+
+def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
+    gate, up = gate_up.to(_accumulation(gate_up)).chunk(2, dim=-1)
+    active = functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
+    return (active * up).to(gate_up.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.linear(x, weight, bias)
+
+
+def embed(ids: Tensor, weight: Tensor, scale: float, first_id: int) -> Tensor:
+    local = ids - first_id
+    inside = (local >= 0) & (local < weight.shape[0])
+    rows = weight[torch.where(inside, local, 0)].to(_accumulation(weight)) * scale
+    return rows.masked_fill(~inside.unsqueeze(1), 0.0)
+
+
+def _draw_row(
+    logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
+) -> int:
+    peak = logits.max()
+    if not torch.isfinite(peak):
+        return -1
+    if temperature == 0:
+        return int((logits == peak).nonzero()[0])
+    weights = torch.exp((logits - peak) / max(temperature, 1e-10))
+    weights, ids = weights.sort(descending=True, stable=True)
+    kept = torch.ones_like(weights, dtype=torch.bool)
+    if 0 < top_k < weights.numel():
+        kept[top_k:] = False
+    if top_p < 1:
+        mass = (weights * kept).double().cumsum(0)
+        kept[1:] &= mass[:-1] < mass[-1] * top_p
+    kept &= weights >= min(min_p, 1.0)
+    ids, order = ids[kept].sort()
+    mass = weights[kept][order].double().cumsum(0)
+    passed = (mass > mass[-1] * uniform).nonzero()
+    return int(ids[passed[0]] if passed.numel() else ids[-1])
+
+
+def draw(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+) -> Tensor:
+    columns = (temperature, top_k, top_p, min_p, uniform)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return torch.tensor([_draw_row(logits[i], *row) for i, row in enumerate(rows)], dtype=torch.int64)

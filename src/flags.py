@@ -1,0 +1,284 @@
+"""Every flag of ``bin/api_server``: its meaning, its default, and which values it takes.
+
+``command_line.py`` reads arguments by this table. A flag whose feature is still to come is in it too, with the
+values that ask for nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag. Its value is None where it is not given and has no default."""
+
+    name: str
+    help: str
+    parse: Callable[[str], Any] = str
+    """Raises ValueError with what is wanted."""
+    default: Any = None
+    metavar: str = ""
+    aliases: tuple[str, ...] = ()
+    many: bool = False
+    """Takes one value or more; the result is a tuple."""
+    switch: bool | None = None
+    """Takes no value: what it sets ``target`` to."""
+    target: str = ""
+    """The name under which the value is kept, where it is not ``name``."""
+    neutral: tuple[Any, ...] | None = None
+    """Set where the feature is still to come: the values that do not ask for it. Others are refused."""
+
+    @property
+    def key(self) -> str:
+        return self.target or self.name
+
+
+def flags() -> Iterable[Flag]:
+    """Every flag, in the order of the help."""
+    return (flag for _, group in table() for flag in group)
+
+
+def table() -> tuple[tuple[str, tuple[Flag, ...]], ...]:
+    """Groups of flags, as ``--help`` shows them."""
+    return (
+        ("server", _SERVER),
+        ("access", _ACCESS),
+        ("model", _MODEL),
+        ("batching and memory", _ENGINE),
+        ("limits", _LIMITS),
+        ("running it", _RUNNING),
+    )
+
+
+# --- kinds of values -------------------------------------------------------------------------------------
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    wanted = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+
+    def parse(text: str) -> int:
+        value = int(text) if text.removeprefix("-").isdecimal() and text.isascii() else least - 1
+        if value < least or (most is not None and value > most):
+            raise ValueError(f"must be {wanted}")
+        return value
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    value = _float(text)
+    if not 0 < value <= 86_400:
+        raise ValueError("must be a number of seconds above 0 and at most 86400")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _float(text)
+    if not 0 < value <= 1:
+        raise ValueError("must be a share of the free memory, above 0 and at most 1")
+    return value
+
+
+def _factor(text: str) -> float:
+    value = _float(text)
+    if not (value == 0 or 1 <= value <= 1024):
+        raise ValueError("must be 0 (the model's own) or a factor from 1 to 1024")
+    return value
+
+
+def _float(text: str) -> float:
+    """NaN, which no comparison accepts, where the text is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _block_len(text: str) -> int:
+    if text not in {"8", "16", "32", "64", "128", "256"}:
+        raise ValueError("must be a power of two from 8 to 256")
+    return int(text)
+
+
+def _bytes(text: str) -> int:
+    """``4294967296``, ``4G`` or ``4GiB``: all powers of 1024."""
+    digits = text.rstrip("KMGTiBkmgtb")
+    unit = text[len(digits) :].upper().removesuffix("B").removesuffix("I")
+    if not digits.isdecimal() or unit not in _UNITS or int(digits) == 0:
+        raise ValueError("must be a number of bytes, as 4294967296, 512MiB or 4GiB")
+    return int(digits) << _UNITS[unit]
+
+
+_UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _log_level(text: str) -> str:
+    level = _LEVEL_NAMES.get(text.lower(), text.lower())
+    return _one_of("debug", "info", "warning", "error", "critical")(level)
+
+
+_LEVEL_NAMES: Final = {"notset": "debug", "warn": "warning", "fatal": "critical"}
+
+
+def _named(text: str) -> str:
+    if not text or not text.isprintable() or text != text.strip():
+        raise ValueError("must be a name without control characters or white space at its ends")
+    return text
+
+
+def _key(text: str) -> str:
+    if not text.isascii() or not text.isprintable() or not text or " " in text:
+        raise ValueError("must be printable ASCII without spaces")
+    return text
+
+
+# --- the flags -------------------------------------------------------------------------------------------
+
+_SERVER: Final = (
+    Flag("server_name", "address to listen on", _named, "127.0.0.1", "HOST"),
+    Flag("server_port", "port to listen on", _whole(1, 65535), 23333, "PORT"),
+    Flag("frontends", "HTTP processes", _whole(1, 256), 2, "N"),
+    Flag("log_level", "debug, info, warning, error or critical", _log_level, "info", "LEVEL"),
+    Flag("max_log_len", "most characters of a prompt in a log line; prompts are not logged", _whole(0), 0, "N"),
+    Flag(
+        "disable_fastapi_docs",
+        "no pages that describe the API (there are none yet)",
+        aliases=("no_docs",),
+        switch=True,
+    ),
+)
+
+_ACCESS: Final = (
+    Flag("api_keys", "keys, one of which a client must send", _key, (), "KEY", many=True),
+    Flag(
+        "allow_origins", "origins whose pages may call the API from a browser", _named, (), "ORIGIN", many=True
+    ),
+    Flag("allow_credentials", "let browsers send credentials", switch=True, neutral=()),
+    Flag("allow_methods", "methods that browsers may use", metavar="METHOD", many=True, neutral=(("*",),)),
+    Flag("allow_headers", "headers that browsers may send", metavar="HEADER", many=True, neutral=(("*",),)),
+    Flag("ssl", "serve HTTPS; files also from SSL_KEYFILE and SSL_CERTFILE", switch=True, neutral=()),
+    Flag("ssl_keyfile", "private key for --ssl", metavar="FILE", neutral=()),
+    Flag("ssl_certfile", "certificate for --ssl", metavar="FILE", neutral=()),
+)
+
+_MODEL: Final = (
+    Flag("model_name", "name under which the API serves it (default: from MODEL)", _named, metavar="NAME"),
+    Flag(
+        "model_format",
+        "hf or gguf (default: seen from MODEL); awq and gptq are not available yet",
+        _one_of("hf", "gguf", "awq", "gptq"),
+        metavar="FORMAT",
+    ),
+    Flag(
+        "dtype",
+        "auto, float32 or bfloat16; auto takes bfloat16 where the processor computes in it; float16 is not "
+        "available yet",
+        _one_of("auto", "float32", "bfloat16", "float16"),
+        "auto",
+    ),
+    Flag(
+        "session_len",
+        "most tokens of prompt and answer together (default: the model's)",
+        _whole(2),
+        metavar="N",
+    ),
+    Flag(
+        "rope_scaling_factor",
+        "stretches the context by this factor; 0: the model's own",
+        _factor,
+        0.0,
+        "FACTOR",
+    ),
+    Flag("chat_template", "a Jinja file in place of the model's own chat template", metavar="FILE"),
+    Flag("tool_call_parser", "how tool calls are read from answers", metavar="NAME", neutral=()),
+    Flag("reasoning_parser", "how reasoning is read from answers", metavar="NAME", neutral=()),
+    Flag("adapters", "LoRA adapters", metavar="PATH", many=True, neutral=()),
+    Flag(
+        "quantization", "w8 or w4 quantises the weights at load", _one_of("none", "w8", "w4"), neutral=("none",)
+    ),
+    Flag("revision", "revision of a model on the hub", metavar="NAME", neutral=()),
+    Flag("download_dir", "where models from the hub are kept", metavar="FOLDER", neutral=()),
+    Flag("trust_remote_code", "refused: Shoal runs no code from model folders", switch=True),
+)
+
+_ENGINE: Final = (
+    Flag("tp", "processes (ranks) that share the model", _whole(1, 64), 1, "N"),
+    Flag("dp", "replicas of the model", _whole(1), metavar="N", neutral=(1,)),
+    Flag(
+        "instance_num",
+        "most concurrent sequences; a lower number takes less memory",
+        _whole(1, 65536),
+        64,
+        "N",
+        aliases=("max_batch_size",),
+    ),
+    Flag("threads", "compute threads of all ranks together; 0: one a core", _whole(0, 4096), 0, "N"),
+    Flag("max_prefill_token_num", "most tokens computed in a step", _whole(1), 512, "N"),
+    Flag(
+        "cache_max_entry_count", "share of the free memory that may hold keys and values", _share, 0.8, "SHARE"
+    ),
+    Flag("cache_bytes", "most memory for keys and values on a CPU", _bytes, 4 << 30, "BYTES"),
+    Flag("cache_block_seq_len", "tokens in a block of the cache", _block_len, 16, "N"),
+    Flag("enable_prefix_caching", "equal beginnings of prompts are computed once (the default)", switch=True),
+    Flag(
+        "no_enable_prefix_caching",
+        "every prompt is computed whole",
+        switch=False,
+        target="enable_prefix_caching",
+        aliases=("no_prefix_caching",),
+    ),
+    Flag(
+        "quant_policy",
+        "keys and values in the cache: 0 plain, 8 int8, 4 int4 (in LMDeploy of 2023, 4 meant int8)",
+        _one_of("0", "4", "8"),
+        neutral=("0",),
+    ),
+    Flag("kv_cache_dtype", "element type of the cache", metavar="DTYPE", neutral=("auto",)),
+)
+
+_LIMITS: Final = (
+    Flag("max_queued_requests", "waiting requests beyond which new ones get 429", _whole(1), 1024, "N"),
+    Flag(
+        "max_queued_tokens",
+        "tokens of waiting requests beyond which new ones get 429",
+        _whole(1),
+        4_000_000,
+        "N",
+    ),
+    Flag(
+        "max_concurrent_requests", "open HTTP requests beyond which new ones get 429", metavar="N", neutral=()
+    ),
+    Flag("drain_timeout", "seconds that running requests are given at shutdown", _seconds, 30.0, "SECONDS"),
+    Flag(
+        "step_timeout",
+        "seconds after which a step that has not ended counts as hung",
+        _seconds,
+        60.0,
+        "SECONDS",
+    ),
+    Flag("session_store", "file that keeps interactive sessions", metavar="FILE", neutral=()),
+    Flag("session_ttl", "seconds after which an idle session is forgotten", metavar="SECONDS", neutral=()),
+    Flag(
+        "unknown_fields",
+        "refuse: a field of a request that is not known is an error; warn: it is reported",
+        _one_of("refuse", "warn"),
+        neutral=("refuse",),
+    ),
+)
+
+_RUNNING: Final = (
+    Flag("config", "a TOML file with flags as keys; the command line wins over it", metavar="FILE"),
+    Flag("daemon", "run in the background; returns when the server is ready, or with its error", switch=True),
+    Flag("pid_file", "where the server's process id is written", metavar="FILE"),
+    Flag("log_file", "where the log goes instead of standard error", metavar="FILE"),
+)

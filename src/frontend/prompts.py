@@ -1,0 +1,29 @@
+"""A text to a prompt's token ids, with bounded work however long it is. Called by the routes, off the event loop."""
+
+from typing import Final
+
+from shoal.errors import RequestError
+from shoal.frontend.service import Service
+from shoal.messages import Limits
+
+_PROBE_CHARACTERS_A_TOKEN: Final = 16
+"""Texts longer than this many characters for each token of the context are probed first."""
+
+
+def text_ids(service: Service, limits: Limits, text: str, *, add_special: bool, field: str) -> list[int]:
+    """Token ids of ``text``. A text whose beginning alone is twice the context is refused without its rest."""
+    probe = limits.session_len * _PROBE_CHARACTERS_A_TOKEN
+    if len(text) > 2 * probe:
+        tokens = len(service.tokenizer.encode(text[:probe], add_special=add_special))
+        if tokens > 2 * limits.session_len:
+            raise overflow(limits, field, f"far more than {tokens} tokens are in the {field}")
+    return service.tokenizer.encode(text, add_special=add_special)
+
+
+def overflow(limits: Limits, field: str, numbers: str) -> RequestError:
+    """The refusal of what does not fit the context."""
+    message = (
+        f"this server's context length is {limits.session_len} tokens, but {numbers}; shorten the {field}, "
+        "ask for fewer tokens, or start the server with a larger --session_len"
+    )
+    return RequestError(400, message, param=field, code="context_length_exceeded")

@@ -1,0 +1,225 @@
+"""Which open sequence belongs to whom, and what the scheduler last said of itself. No socket in here.
+
+``link.py`` feeds it what arrives and gives it the means to send; routes submit, cancel and ask through it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct, structs
+
+from shoal.errors import RequestError
+from shoal.frontend.mailbox import Lost, Mailbox, News
+from shoal.logs import event
+from shoal.messages import (
+    Availability,
+    Cancel,
+    Draining,
+    Finished,
+    FrontendMessage,
+    GatewayMessage,
+    Limits,
+    Progress,
+    Query,
+    Refused,
+    Rejected,
+    Stats,
+    Submit,
+    TokenRun,
+    Welcome,
+)
+
+LOGGER: Final = logging.getLogger("shoal.frontend")
+RETRY_AFTER_S: Final = 1.0
+
+
+class OpenSequence(Struct):
+    """One submit without a terminal event yet."""
+
+    mailbox: Mailbox
+    index: int
+    """The choice it is in its HTTP exchange."""
+    tokens: int = 0
+    """Generated tokens received so far: the position that the next run must have."""
+
+
+class Switchboard:
+    """The frontend's side of the conversation with the scheduler."""
+
+    def __init__(self, send: Callable[[FrontendMessage, int], bool]) -> None:
+        self.scheduler_id = 0
+        """Boot id of the scheduler that welcomed us; 0: none."""
+        self.limits: Limits | None = None
+        self.ready = False
+        self.draining = False
+        self.unmatched = 0
+        """News of sequences that are no longer open: late, and harmless."""
+        self._send = send
+        self._open: dict[int, OpenSequence] = {}
+        self._last_request_no = 0
+        self._queries: dict[int, asyncio.Future[Stats]] = {}
+        self._last_query_no = 0
+        self._informed = asyncio.Event()
+        self._refusal = ""
+
+    # --- what routes call ---
+
+    def check_ready(self) -> Limits:
+        """The limits to check a request against. Raises RequestError 503 where none would be served now."""
+        if not self.scheduler_id:
+            raise _unavailable("the scheduler is not running; it is being started again", "scheduler_restarted")
+        if self.draining:
+            raise _unavailable("the server is shutting down", "draining")
+        if not self.ready or self.limits is None:
+            raise _unavailable("the model is being loaded", "not_ready")
+        return self.limits
+
+    def submit(self, template: Submit, mailbox: Mailbox, index: int) -> int:
+        """Sends ``template`` under a new number, whose news go to ``mailbox``; returns the number."""
+        self._last_request_no += 1
+        request_no = self._last_request_no
+        self._transmit(structs.replace(template, request_no=request_no))
+        self._open[request_no] = OpenSequence(mailbox, index)
+        return request_no
+
+    def cancel(self, request_no: int, cause: str) -> None:
+        """Ends a sequence. After ``stop_string`` its terminal event is still handed on, after others not."""
+        if request_no not in self._open:
+            return
+        if cause == "stop_string":
+            message = Cancel(request_no, "stop_string")
+        else:
+            del self._open[request_no]
+            message = Cancel(request_no, "disconnected")
+        if self.scheduler_id:
+            self._send(message, self.scheduler_id)
+
+    async def query(self, patience_s: float) -> Stats | None:
+        """The scheduler's statistics; None where it does not answer in time."""
+        if not self.scheduler_id:
+            return None
+        self._last_query_no += 1
+        query_no = self._last_query_no
+        answer: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
+        self._queries[query_no] = answer
+        try:
+            self._send(Query(query_no), self.scheduler_id)
+            return await asyncio.wait_for(answer, patience_s)
+        except TimeoutError:
+            return None
+        finally:
+            del self._queries[query_no]
+
+    async def informed(self, patience_s: float) -> None:
+        """Until a scheduler has said whether it serves, or patience is over."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._informed.wait(), patience_s)
+
+    @property
+    def open_sequences(self) -> int:
+        """How many submits have no terminal event yet."""
+        return len(self._open)
+
+    # --- what the link calls ---
+
+    def accept(self, message: GatewayMessage) -> None:
+        """Applies one message of the scheduler."""
+        match message:
+            case Progress():
+                self._apply_progress(message)
+            case Rejected(request_no=request_no):
+                self._end(request_no, message)
+            case Welcome(boot_id=boot_id):
+                self._greet(boot_id)
+            case Availability(ready=ready, limits=limits):
+                self.ready, self.limits = ready, limits or self.limits
+                self._informed.set()
+            case Draining():
+                self.draining = True
+            case Stats(query_no=query_no):
+                self._answer(query_no, message)
+            case Refused(detail=detail):
+                self._note_refusal(detail)
+
+    def lose_scheduler(self) -> None:
+        """Ends every open sequence in an error: the process that carried them is gone."""
+        if not self.scheduler_id:
+            return
+        event(LOGGER, "scheduler lost", logging.WARNING, open=len(self._open))
+        self.scheduler_id = 0
+        self.ready = self.draining = False
+        lost = Lost("scheduler_restarted", "the scheduler ended while it worked on this request; send it again")
+        for sequence in self._open.values():
+            sequence.mailbox.put(sequence.index, lost)
+        self._open.clear()
+
+    # --- inside ---
+
+    def _greet(self, boot_id: int) -> None:
+        if boot_id != self.scheduler_id:
+            self.lose_scheduler()
+            self.scheduler_id = boot_id
+            event(LOGGER, "scheduler found", boot_id=boot_id)
+
+    def _note_refusal(self, detail: str) -> None:
+        """Every hello is refused; once in the log is enough."""
+        if detail != self._refusal:
+            self._refusal = detail
+            event(LOGGER, "scheduler refused this frontend", logging.ERROR, detail=detail)
+
+    def _apply_progress(self, progress: Progress) -> None:
+        for run in progress.runs:
+            self._apply_run(run)
+        for finished in progress.finished:
+            self._end(finished.request_no, finished)
+
+    def _apply_run(self, run: TokenRun) -> None:
+        sequence = self._open.get(run.request_no)
+        if sequence is None:
+            self.unmatched += 1
+            return
+        if run.position > sequence.tokens:
+            event(LOGGER, "tokens missing", logging.ERROR, request_no=run.request_no, position=run.position)
+            self.cancel(run.request_no, "lost")
+            sequence.mailbox.put(
+                sequence.index, Lost("tokens_lost", "a part of the answer was lost on its way")
+            )
+            return
+        known = sequence.tokens - run.position
+        if known >= len(run.ids):
+            return
+        sequence.tokens = run.position + len(run.ids)
+        fresh = _without_first(run, known) if known else run
+        sequence.mailbox.put(sequence.index, fresh)
+
+    def _end(self, request_no: int, news: Finished | Rejected) -> None:
+        sequence = self._open.pop(request_no, None)
+        if sequence is None:
+            self.unmatched += 1
+            return
+        terminal: News = news
+        sequence.mailbox.put(sequence.index, terminal)
+
+    def _answer(self, query_no: int, stats: Stats) -> None:
+        answer = self._queries.get(query_no)
+        if answer is not None and not answer.done():
+            answer.set_result(stats)
+
+    def _transmit(self, message: FrontendMessage) -> None:
+        if not self.scheduler_id:
+            raise _unavailable("the scheduler is not running; it is being started again", "scheduler_restarted")
+        if not self._send(message, self.scheduler_id):
+            raise _unavailable("the scheduler does not answer", "overloaded")
+
+
+def _without_first(run: TokenRun, known: int) -> TokenRun:
+    return structs.replace(
+        run, position=run.position + known, ids=run.ids[known:], logprobs=run.logprobs[known:]
+    )
+
+
+def _unavailable(message: str, code: str) -> RequestError:
+    return RequestError(503, message, code=code, retry_after_s=RETRY_AFTER_S)

@@ -1,0 +1,150 @@
+"""From the command line to settings: what is left open ("auto", 0, the model's own) is resolved here, once.
+
+Called by ``cli.py`` before anything is started; raises ``StartError`` for what cannot be served.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shoal import checkpoint, command_line, process
+from shoal.checkpoint.description import ModelDescription
+from shoal.config import Settings
+from shoal.errors import FlagError
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """What to serve and how the supervisor is to run."""
+
+    settings: Settings
+    """Complete but for ``run_dir``, which the supervisor makes."""
+    daemon: bool = False
+    pid_file: str = ""
+    log_file: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def prepare(argv: Sequence[str]) -> Launch:
+    """Everything that the arguments and the model's description decide."""
+    values = dict(command_line.read(argv))
+    _refuse(values)
+    location = checkpoint.locate_model(values["model"])
+    _check_format(values["model_format"], location)
+    described = checkpoint.describe(location)
+    description = checkpoint.with_rope_scaling(described, values["rope_scaling_factor"])
+    settings = Settings(
+        model=str(location.path.absolute()),
+        model_name=values["model_name"] or location.default_name,
+        run_dir="",
+        server_name=values["server_name"],
+        server_port=values["server_port"],
+        frontends=values["frontends"],
+        tp=_ranks(values["tp"], description),
+        instance_num=values["instance_num"],
+        session_len=_session_len(values["session_len"], description),
+        dtype=values["dtype"],
+        threads=values["threads"] or process.available_cores(),
+        cache_max_entry_count=values["cache_max_entry_count"],
+        cache_block_seq_len=values["cache_block_seq_len"],
+        cache_bytes=values["cache_bytes"],
+        enable_prefix_caching=values["enable_prefix_caching"] is not False,
+        max_prefill_token_num=values["max_prefill_token_num"],
+        max_queued_requests=values["max_queued_requests"],
+        max_queued_tokens=values["max_queued_tokens"],
+        drain_timeout_s=values["drain_timeout"],
+        step_timeout_s=values["step_timeout"],
+        chat_template=_template(values["chat_template"]),
+        rope_scaling_factor=values["rope_scaling_factor"],
+        allow_origins=values["allow_origins"],
+        api_keys=values["api_keys"],
+        log_level=values["log_level"],
+        max_log_len=values["max_log_len"],
+    )
+    if settings.max_queued_tokens < settings.session_len:
+        raise FlagError(
+            f"--max_queued_tokens {settings.max_queued_tokens}: less than --session_len "
+            f"{settings.session_len}, so a long request could never wait"
+        )
+    return Launch(
+        settings=settings,
+        daemon=bool(values["daemon"]),
+        pid_file=_writable("pid_file", values["pid_file"]),
+        log_file=_writable("log_file", values["log_file"]),
+        warnings=_warnings(settings),
+    )
+
+
+def _refuse(values: dict[str, Any]) -> None:
+    """Values that the table lets through because the reason deserves words of its own."""
+    if values["trust_remote_code"]:
+        raise FlagError(
+            "--trust_remote_code: refused, Shoal runs no code from model folders; leave the flag out"
+        )
+    if values["dtype"] == "float16":
+        raise FlagError("--dtype float16: not available yet; take auto, bfloat16 or float32")
+    if values["model_format"] in {"awq", "gptq"}:
+        raise FlagError(f"--model_format {values['model_format']}: not available yet")
+
+
+def _check_format(wanted: str | None, location: checkpoint.ModelLocation) -> None:
+    found = "gguf" if location.kind == "gguf" else "hf"
+    if wanted not in (None, found):
+        raise FlagError(f"--model_format {wanted}: the model at {location.path} is {found}")
+
+
+def _ranks(tp: int, description: ModelDescription) -> int:
+    if tp > description.num_heads:
+        raise FlagError(f"--tp {tp}: the model has {description.num_heads} attention heads to share, no more")
+    return tp
+
+
+def _session_len(wanted: int | None, description: ModelDescription) -> int:
+    """Length-dependent scalings stretch to any length; the others end where the model says."""
+    if wanted is None:
+        return description.max_position
+    if wanted > description.max_position and description.rope.scaling != "dynamic":
+        raise FlagError(
+            f"--session_len {wanted}: the model's context is {description.max_position} tokens; "
+            "take less, or stretch it with --rope_scaling_factor"
+        )
+    return wanted
+
+
+def _template(given: str | None) -> str:
+    if given is None:
+        return ""
+    path = Path(given)
+    if path.suffix == ".json":
+        raise FlagError(
+            f"--chat_template {given}: LMDeploy's JSON form is not available yet; give a Jinja file"
+        )
+    if not path.is_file():
+        raise FlagError(f"--chat_template {given}: no such file; it takes the path of a Jinja file")
+    return str(path.resolve())
+
+
+def _writable(flag: str, given: str | None) -> str:
+    if given is None:
+        return ""
+    path = Path(given).absolute()
+    if path.is_dir():
+        raise FlagError(f"--{flag} {given}: is a folder")
+    if not path.parent.is_dir():
+        raise FlagError(f"--{flag} {given}: there is no folder {path.parent}")
+    return str(path)
+
+
+def _warnings(settings: Settings) -> tuple[str, ...]:
+    if settings.api_keys or _is_loopback(settings.server_name):
+        return ()
+    return (
+        f"--server_name {settings.server_name} lets anybody who reaches this machine use the model: "
+        "set --api_keys, or listen on 127.0.0.1",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (command_line.is_address(host) and ipaddress.ip_address(host).is_loopback)

@@ -1,0 +1,92 @@
+"""What becomes of requests: tokens arrive, sequences end, lose their seat, lose their ranks. Pure like plan.
+
+Whatever a request holds goes back in ``_release``, called only from here, whichever way it leaves its seat.
+Called by plan (preempt) and core.
+"""
+
+from collections.abc import Iterable
+
+from shoal.messages import FinishReason
+from shoal.scheduler.blocks import BlockPool
+from shoal.scheduler.book import Book
+from shoal.scheduler.request import Emitted, Ended, Event, Request, Sampled, State
+
+NON_FINITE = "the model produced a value that is not finite for this request; nothing else was affected"
+CREW_LOST = "a worker process died while this request ran; please send it again"
+
+
+def apply(book: Book, pool: BlockPool, sampled: Iterable[Sampled]) -> tuple[list[Event], int]:
+    """The events of one step's result, and how many of its rows were for sequences that had left."""
+    events: list[Event] = []
+    stale = 0
+    for row in sampled:
+        request = book.owner(row.slot, row.epoch)
+        if request is None:
+            stale += 1
+        else:
+            events += _advance(book, pool, request, row)
+    return events, stale
+
+
+def finish(
+    book: Book,
+    pool: BlockPool,
+    request: Request,
+    reason: FinishReason,
+    *,
+    stop_id: int | None = None,
+    detail: str = "",
+) -> Ended:
+    """Ends a request wherever it is; what it holds is free at once."""
+    _release(pool, request)
+    book.close(request)
+    return Ended(request, reason, stop_id, detail)
+
+
+def preempt(book: Book, pool: BlockPool, request: Request) -> None:
+    """Takes the seat and the blocks of a running request; what is known stays, to be computed again."""
+    _release(pool, request)
+    book.unseat(request)
+
+
+def crew_lost(book: Book, pool: BlockPool) -> list[Event]:
+    """The ranks and all they held are gone: what ran ends, what waits goes on waiting."""
+    running = list(book.seated.values())
+    events: list[Event] = [finish(book, pool, request, "failed", detail=CREW_LOST) for request in running]
+    book.forget_ranks()
+    pool.reset(0)
+    return events
+
+
+def _advance(book: Book, pool: BlockPool, request: Request, row: Sampled) -> list[Event]:
+    request.pending -= 1
+    if row.token_id < 0:
+        return [_fail_non_finite(book, pool, request)]
+    emitted = Emitted(request, request.generated, row.token_id, row.logprob)
+    request.tokens.append(row.token_id)
+    pool.index.publish(request)
+    if row.token_id in request.stop_ids:
+        return [emitted, finish(book, pool, request, "stop", stop_id=row.token_id)]
+    if request.known >= request.limit:
+        return [emitted, finish(book, pool, request, "length")]
+    return [emitted]
+
+
+def _fail_non_finite(book: Book, pool: BlockPool, request: Request) -> Ended:
+    """Nothing that this request read or wrote is found again; who already shares what it wrote starts over."""
+    written = set(request.blocks[request.hits :])
+    pool.forget(request.blocks)
+    ended = finish(book, pool, request, "failed", detail=NON_FINITE)
+    for other in list(book.seated.values()):
+        if not written.isdisjoint(other.blocks):
+            pool.forget(other.blocks)
+            preempt(book, pool, other)
+    return ended
+
+
+def _release(pool: BlockPool, request: Request) -> None:
+    if request.state is State.RUNNING:
+        pool.give_back(request.blocks)
+    request.blocks = []
+    request.planned = request.pending = 0
+    request.hits = request.sent_blocks = request.published = 0

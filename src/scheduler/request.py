@@ -1,0 +1,141 @@
+"""One sequence and its counters. Owned by the book; plan and apply move it from state to state.
+
+Three counters say everything about its progress: ``known`` tokens (prompt and what was sampled and collected),
+``pending`` (sampled by plans in flight, ids not collected yet) and ``planned`` (tokens whose keys and values
+have been dispatched). Always ``planned ≤ known + pending ≤ limit``; prefill and decode are not states.
+"""
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from shoal.messages import FinishReason, Sampling, TokenLogprob
+
+
+class State(Enum):
+    """Where a request is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(slots=True)
+class Timing:
+    """When things happened to a request, in nanoseconds since the epoch; 0 is not yet. Only stats reads it."""
+
+    arrived_ns: int = 0
+    seated_ns: int = 0
+    first_token_ns: int = 0
+    last_token_ns: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A sequence from its submit to its one terminal event."""
+
+    frontend_no: int
+    request_no: int
+    label: str
+    serial: int
+    """Rises with each submit: breaks ties of arrival."""
+    prompt: bytes
+    tokens: "array[int]"
+    """Prompt, then everything generated and collected."""
+    prompt_len: int
+    sampling: Sampling
+    limit: int
+    """Most tokens of prompt and answer."""
+    stop_ids: frozenset[int]
+    priority: int
+    arrival_ns: int
+    deadline_ns: int
+    state: State = State.WAITING
+    slot: int = -1
+    epoch: int = 0
+    pending: int = 0
+    planned: int = 0
+    blocks: list[int] = field(default_factory=list)
+    hits: int = 0
+    """Leading blocks that came from the prefix index at this residence."""
+    sent_blocks: int = 0
+    """Leading blocks that the ranks have been told of."""
+    published: int = 0
+    """Leading blocks that have been offered to the prefix index."""
+    digests: list[bytes] = field(default_factory=list)
+    """Chained digests of the leading full blocks, made as they are needed."""
+    cached_tokens: int = -1
+    """Prompt tokens found in the prefix index at the first seat; -1 before."""
+    served_at: int = 0
+    """The turn of its last row; see ``Book.next_turn``."""
+    timing: Timing = field(default_factory=Timing)
+
+    @property
+    def known(self) -> int:
+        """Tokens whose ids are here."""
+        return len(self.tokens)
+
+    @property
+    def virtual(self) -> int:
+        """Tokens that exist once the plans in flight are done."""
+        return len(self.tokens) + self.pending
+
+    @property
+    def todo(self) -> int:
+        """Tokens that the next plan may compute: 1 for a decode, 0 when the last sample is in flight."""
+        return self.virtual - self.planned if self.virtual < self.limit else 0
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Who comes first: priority, then arrival."""
+        return (self.priority, self.arrival_ns, self.serial)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One row of a step's result."""
+
+    slot: int
+    epoch: int
+    token_id: int
+    """-1 where the logits were not finite."""
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A token became known."""
+
+    request: Request
+    position: int
+    token_id: int
+    logprob: TokenLogprob | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The terminal event of a request."""
+
+    request: Request
+    reason: FinishReason
+    stop_id: int | None = None
+    detail: str = ""
+
+
+Event = Emitted | Ended
+
+
+def blocks_for(tokens: int, block_size: int) -> int:
+    """How many blocks hold that many tokens."""
+    return -(-tokens // block_size)
+
+
+def youngest(requests: Iterable[Request]) -> Request | None:
+    """The last in order: the first to make room."""
+    return max(requests, key=lambda request: request.order, default=None)

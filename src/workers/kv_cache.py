@@ -1,0 +1,153 @@
+"""The paged key-value cache of one rank, and how large it may be.
+
+``loop`` counts the blocks once the weights are loaded and allocates what the scheduler then settles on; the
+decoder writes and reads through ``cuda_ext.ops``. Who owns which block is the scheduler's business.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shoal.checkpoint.description import ModelDescription
+from shoal.config import Settings
+from shoal.errors import StartError
+from shoal.workers.parallel import Shard
+
+_MIB = 1 << 20
+
+
+class KVCache:
+    """Keys and values of every layer: [layers, blocks, kv heads, block size, head dim]."""
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        shard: Shard,
+        dtype: torch.dtype,
+        num_blocks: int,
+        block_size: int,
+    ) -> None:
+        shape = (
+            description.num_layers,
+            num_blocks,
+            len(shard.kv_heads),
+            block_size,
+            description.head_dim,
+        )
+        self.keys = _allocate(shape, dtype)
+        self.values = _allocate(shape, dtype)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros, which the operating system gives page by page as blocks are first written."""
+    try:
+        return torch.zeros(shape, dtype=dtype)
+    except RuntimeError as error:
+        raise StartError(
+            f"no memory for {shape[1]} KV blocks: lower --instance_num, --session_len or "
+            f"--cache_max_entry_count ({error})"
+        ) from error
+
+
+def bytes_per_block(description: ModelDescription, shard: Shard, dtype: torch.dtype, block_size: int) -> int:
+    """Memory of one block over all layers of this rank, keys and values."""
+    numbers = 2 * description.num_layers * len(shard.kv_heads) * block_size * description.head_dim
+    return numbers * dtype.itemsize
+
+
+def count_blocks(
+    settings: Settings,
+    description: ModelDescription,
+    shard: Shard,
+    dtype: torch.dtype,
+    available_bytes: int,
+) -> int:
+    """The blocks this rank can hold: no more than all sequences at full length need, than its part of
+    ``cache_bytes``, and of the share ``cache_max_entry_count`` of the available memory."""
+    block_size = settings.cache_block_seq_len
+    block_bytes = bytes_per_block(description, shard, dtype, block_size)
+    session_len = settings.session_len or description.max_position
+    blocks_a_sequence = -(-session_len // block_size)
+    allowed_bytes = shard.cache_share * min(
+        settings.cache_max_entry_count * available_bytes, settings.cache_bytes
+    )
+    num_blocks = min(settings.instance_num * blocks_a_sequence + 1, int(allowed_bytes // block_bytes))
+    if num_blocks < blocks_a_sequence:
+        raise StartError(
+            f"one sequence of --session_len {session_len} tokens needs {blocks_a_sequence} KV blocks "
+            f"({_mib(blocks_a_sequence * block_bytes)} on rank {shard.rank}), but only {num_blocks} fit in "
+            f"{_mib(allowed_bytes)}, this rank's part of the cache (--cache_max_entry_count "
+            f"{settings.cache_max_entry_count:g} of {_mib(available_bytes)} available, at most "
+            f"{_mib(settings.cache_bytes)}): lower --session_len or raise --cache_max_entry_count"
+        )
+    return num_blocks
+
+
+def _mib(count: float) -> str:
+    return f"{count / _MIB:.1f} MiB"
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that this process could still take: the system's, or less where a control group limits it."""
+    return max(0, min([_system_available(proc / "meminfo"), *_cgroup_available(proc / "self/cgroup", cgroups)]))
+
+
+def _system_available(meminfo: Path) -> int:
+    for line in meminfo.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    raise StartError(f"{meminfo} has no MemAvailable: the kernel is too old to tell the free memory")
+
+
+def _cgroup_available(membership: Path, cgroups: Path) -> list[int]:
+    """limit − use + what the kernel would drop, of every group from this process's own up to the root."""
+    if not membership.exists():
+        return []
+    found = []
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            found += _walk_up(cgroups, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            found += _walk_up(cgroups / "memory", path, *names)
+    return found
+
+
+def _walk_up(root: Path, path: str, limit: str, usage: str, droppable: str) -> list[int]:
+    """In a container the path may be the host's and not exist here: then the root is the process's own group."""
+    found = []
+    group = root / path.lstrip("/")
+    for folder in (group, *group.parents):
+        allowed, used = _number(folder / limit), _number(folder / usage)
+        if allowed is not None and used is not None:
+            found.append(allowed - used + _statistic(folder / "memory.stat", droppable))
+        if folder == root:
+            break
+    return found
+
+
+def _number(file: Path) -> int | None:
+    """None where the file is missing or says "max"."""
+    if not file.exists():
+        return None
+    text = file.read_text().strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _statistic(file: Path, key: str) -> int:
+    if not file.exists():
+        return 0
+    for line in file.read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0

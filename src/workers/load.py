@@ -1,0 +1,216 @@
+"""Fills one rank's ``Parameters`` from a checkpoint. Called by ``loop`` once in a process's life.
+
+Names and shapes are checked before anything is read. Every tensor is read once, only the rank's rows or columns of
+it, straight into the fused matrix where it belongs and in pieces, so that a load needs little more memory than
+the parameters themselves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shoal.checkpoint.description import ModelDescription
+from shoal.errors import ModelError
+from shoal.workers.architectures import Layout, choose_layout, expected_shapes, has_no_place
+from shoal.workers.layers import (
+    AttentionParameters,
+    FeedForwardParameters,
+    LayerParameters,
+    Linear,
+    Parameters,
+)
+from shoal.workers.parallel import Shard
+from shoal.workers.weights.source import WeightSource
+
+__all__ = ["Parameters", "load_parameters"]
+
+_PIECE_BYTES = 16 << 20
+"""About how much of a tensor is converted at once."""
+
+Progress = Callable[[int, int], None]
+"""Told how many tensors are begun, out of how many."""
+
+
+def load_parameters(
+    source: WeightSource,
+    description: ModelDescription,
+    shard: Shard,
+    dtype: torch.dtype,
+    progress: Progress,
+) -> Parameters:
+    """This rank's part of the model, matrices in ``dtype`` and norms in float32."""
+    layout = choose_layout(description.family, frozenset(source.names()))
+    shapes = expected_shapes(description, layout)
+    _check(source, shapes, layout)
+    reader = _Reader(source, shapes, dtype, progress)
+    parameters = _Loader(reader, description, shard, layout).load()
+    progress(len(shapes), len(shapes))
+    return parameters
+
+
+def _check(source: WeightSource, shapes: dict[str, tuple[int, ...]], layout: Layout) -> None:
+    present = set(source.names())
+    for name, shape in shapes.items():
+        if name not in present:
+            raise ModelError(f"tensor {name} is missing: the checkpoint is incomplete or of another family")
+        found = tuple(source.shape(name))
+        if found != shape:
+            raise ModelError(
+                f"tensor {name} has shape {list(found)} where the model's configuration needs {list(shape)}"
+            )
+    surplus = sorted(name for name in present - shapes.keys() if has_no_place(name, layout))
+    if surplus:
+        raise ModelError(
+            f"tensor {surplus[0]} ({len(surplus)} such) has no place in the configured model: "
+            "it would be ignored silently"
+        )
+
+
+Rows = tuple[str, range]
+"""Which rows of which tensor go into a fused matrix or bias."""
+
+
+class _Reader:
+    """Copies pieces of tensors into their places, and counts."""
+
+    def __init__(
+        self,
+        source: WeightSource,
+        shapes: dict[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        progress: Progress,
+    ) -> None:
+        self._source = source
+        self._shapes = shapes
+        self._dtype = dtype
+        self._progress = progress
+        self._begun: set[str] = set()
+
+    def norm(self, name: str, offset: float) -> Tensor:
+        weight = torch.empty(self._shapes[name], dtype=torch.float32)
+        self._copy(weight, name, range(len(weight)))
+        return weight.add_(offset)
+
+    def stack(self, parts: list[Rows], columns: range | None = None) -> Tensor:
+        """The parts one below the other: two dimensions for weights, one for biases."""
+        width = self._shapes[parts[0][0]][1:] if columns is None else (len(columns),)
+        stacked = torch.empty((sum(len(rows) for _, rows in parts), *width), dtype=self._dtype)
+        begin = 0
+        for name, rows in parts:
+            self._copy(stacked[begin : begin + len(rows)], name, rows, columns)
+            begin += len(rows)
+        return stacked
+
+    def _copy(self, target: Tensor, name: str, rows: range, columns: range | None = None) -> None:
+        self._begun.add(name)
+        self._progress(len(self._begun), len(self._shapes))
+        step = max(1, _PIECE_BYTES // (4 * max(1, target[:1].numel())))
+        for begin in range(0, len(rows), step):
+            piece = rows[begin : begin + step]
+            target[begin : begin + len(piece)] = self._source.read(
+                name,
+                rows=slice(piece.start, piece.stop),
+                columns=None if columns is None else slice(columns.start, columns.stop),
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Knows which rows and columns of which tensors make up each parameter."""
+
+    reader: _Reader
+    description: ModelDescription
+    shard: Shard
+    layout: Layout
+
+    def load(self) -> Parameters:
+        embedding = self._table(self.layout.embedding)
+        return Parameters(
+            embedding=embedding,
+            layers=tuple(map(self._layer, range(self.description.num_layers))),
+            final_norm=self._norm(self.layout.final_norm),
+            head=embedding if self.description.tied_head else self._table(self.layout.head),
+        )
+
+    def _table(self, name: str) -> Tensor:
+        return self.reader.stack([(f"{name}.weight", self.shard.vocab)])
+
+    def _norm(self, name: str) -> Tensor:
+        return self.reader.norm(f"{name}.weight", self.description.norm_weight_offset)
+
+    def _layer(self, index: int) -> LayerParameters:
+        prefix = self.layout.layer.format(index)
+        return LayerParameters(attention=self._attention(prefix), ffn=self._ffn(prefix))
+
+    def _attention(self, prefix: str) -> AttentionParameters:
+        layout, description = self.layout, self.description
+        columns = _rows(self.shard.q_heads, description.head_dim)
+        return AttentionParameters(
+            norm=self._norm(prefix + layout.attention_norm),
+            qkv=self._qkv(prefix),
+            q_norm=self._norm(prefix + layout.q_norm) if description.qk_norm else None,
+            k_norm=self._norm(prefix + layout.k_norm) if description.qk_norm else None,
+            output=self._row_parallel(prefix + layout.output, columns, description.output_bias),
+            post_norm=self._norm(prefix + layout.attention_post_norm) if description.post_norms else None,
+        )
+
+    def _ffn(self, prefix: str) -> FeedForwardParameters:
+        layout, description, columns = self.layout, self.description, self.shard.ffn
+        gate_up = [(prefix + layout.gate, columns), (prefix + layout.up, columns)]
+        return FeedForwardParameters(
+            norm=self._norm(prefix + layout.ffn_norm),
+            gate_up=self._column_parallel(gate_up, description.ffn_bias),
+            down=self._row_parallel(prefix + layout.down, columns, description.ffn_bias),
+            post_norm=self._norm(prefix + layout.ffn_post_norm) if description.post_norms else None,
+        )
+
+    def _qkv(self, prefix: str) -> Linear:
+        rows = self._grouped_rows(prefix) if self.layout.grouped_qkv else self._separate_rows(prefix)
+        linear = self._column_parallel(rows, self.description.qkv_bias)
+        if self.layout.interleaved_rope:
+            self._pairs_to_halves(linear.weight)
+            if linear.bias is not None:
+                self._pairs_to_halves(linear.bias)
+        return linear
+
+    def _separate_rows(self, prefix: str) -> list[Rows]:
+        layout, dim = self.layout, self.description.head_dim
+        q_rows, kv_rows = _rows(self.shard.q_heads, dim), _rows(self.shard.kv_heads, dim)
+        return [(prefix + layout.q, q_rows), (prefix + layout.k, kv_rows), (prefix + layout.v, kv_rows)]
+
+    def _grouped_rows(self, prefix: str) -> list[Rows]:
+        """q, k and v out of one matrix that has them by KV head."""
+        name, dim = prefix + self.layout.grouped_qkv, self.description.head_dim
+        group = self.description.num_heads // self.description.num_kv_heads
+        first_heads = [head + head // group * 2 for head in self.shard.q_heads]
+        keys = [kv_head * (group + 2) + group for kv_head in self.shard.kv_heads]
+        values = [key + 1 for key in keys]
+        return [(name, range(head * dim, (head + 1) * dim)) for head in [*first_heads, *keys, *values]]
+
+    def _pairs_to_halves(self, stacked: Tensor) -> None:
+        """Reorders the rows of each query and key head from (0, d/2, 1, d/2 + 1, …) to (0, 1, …)."""
+        heads = len(self.shard.q_heads) + len(self.shard.kv_heads)
+        rotated = stacked[: heads * self.description.head_dim]
+        halves = rotated.view(heads, self.description.head_dim // 2, 2, *rotated.shape[1:]).transpose(1, 2)
+        rotated.copy_(halves.flatten(0, 2))
+
+    def _column_parallel(self, rows: list[Rows], bias: bool) -> Linear:
+        """Matrices of which this rank computes some of the outputs."""
+        return Linear(
+            self.reader.stack([(f"{name}.weight", part) for name, part in rows]),
+            self.reader.stack([(f"{name}.bias", part) for name, part in rows]) if bias else None,
+        )
+
+    def _row_parallel(self, name: str, columns: range, bias: bool) -> Linear:
+        """A matrix of which this rank has some of the inputs; the bias is added once, by rank 0."""
+        rows = range(self.description.hidden_size)
+        return Linear(
+            self.reader.stack([(f"{name}.weight", rows)], columns),
+            self.reader.stack([(f"{name}.bias", rows)]) if bias and self.shard.rank == 0 else None,
+        )
+
+
+def _rows(heads: range, head_dim: int) -> range:
+    return range(heads.start * head_dim, heads.stop * head_dim)

@@ -1,0 +1,155 @@
+"""Draws the next token of each sequence from its logits. Owns what one slot's sampling needs to remember
+(``SamplerRow``); called by the runner, which tells each row the tokens it keeps.
+
+A token depends on its own row only: the logits, the sequence's ``Sampling`` and tokens, and a random number
+keyed by (seed, position), so that the same seed draws the same text whatever else runs, and again after a
+preemption. Order: logit bias, repetition, presence and frequency penalty; log-probabilities; temperature,
+top-k, top-p, min-p; the draw.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal.cuda_ext import ops
+from shoal.messages import Sampling, TokenLogprob
+from shoal.workers.philox import uniform
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """``id`` is -1 where the row's logits held NaN or +inf, or only -inf."""
+
+    id: int
+    logprob: TokenLogprob | None
+
+
+class _SeenTokens:
+    """The distinct tokens of a sequence, and how often each was generated."""
+
+    def __init__(self, prompt: Sequence[int], generated: Sequence[int]) -> None:
+        distinct = list(dict.fromkeys((*prompt, *generated)))
+        self._place = {token_id: place for place, token_id in enumerate(distinct)}
+        self._ids = np.array(distinct, dtype=np.int64)
+        self._counts = np.zeros(len(distinct), dtype=np.float32)
+        self._size = len(distinct)
+        for token_id in generated:
+            self._counts[self._place[token_id]] += 1
+
+    def add(self, token_id: int) -> None:
+        place = self._place.setdefault(token_id, self._size)
+        if place == self._size:
+            if self._size == len(self._ids):
+                self._ids = np.resize(self._ids, 2 * self._size + 16)
+                self._counts = np.resize(self._counts, 2 * self._size + 16)
+            self._ids[place], self._counts[place] = token_id, 0
+            self._size += 1
+        self._counts[place] += 1
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return self._ids[: self._size]
+
+    @property
+    def generated_counts(self) -> NDArray[np.float32]:
+        """Of ``ids``; 0 for a token that only the prompt has."""
+        return self._counts[: self._size]
+
+
+class SamplerRow:
+    """The state of one slot residence. Raises ValueError where a token id is outside of the vocabulary."""
+
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], generated: Sequence[int], vocab_size: int
+    ) -> None:
+        self.sampling = sampling
+        self.position = len(generated)
+        """How many tokens were generated so far."""
+        self._bias_ids = np.array([token_id for token_id, _ in sampling.logit_bias], dtype=np.int64)
+        self._bias_values = np.array([value for _, value in sampling.logit_bias], dtype=np.float32)
+        if ((self._bias_ids < 0) | (self._bias_ids >= vocab_size)).any():
+            raise ValueError(f"logit_bias: a token id is outside of the vocabulary of {vocab_size}")
+        penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+        self._seen = _SeenTokens(prompt, generated) if penalised else None
+        if self._seen is not None and ((self._seen.ids < 0) | (self._seen.ids >= vocab_size)).any():
+            raise ValueError(f"a token id of the sequence is outside of the vocabulary of {vocab_size}")
+
+    def observe(self, token_id: int) -> None:
+        """The sequence goes on with this token."""
+        self.position += 1
+        if self._seen is not None:
+            self._seen.add(token_id)
+
+    def adjust(self, logits: NDArray[np.float32]) -> None:
+        """Applies bias and penalties in place."""
+        if self._bias_ids.size:
+            np.add.at(logits, self._bias_ids, self._bias_values)
+        if self._seen is not None:
+            ids, counts = self._seen.ids, self._seen.generated_counts
+            logits[ids] = self._penalised(logits[ids], counts)
+
+    def _penalised(self, values: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
+        wanted = self.sampling
+        factor = np.float32(wanted.repetition_penalty)
+        values = np.where(values > 0, values / factor, values * factor)
+        values -= np.float32(wanted.frequency_penalty) * counts
+        values -= np.float32(wanted.presence_penalty) * (counts > 0)
+        return values
+
+
+def _best(logits: NDArray[np.float32], count: int) -> list[int]:
+    """The ids of the best finite logits, best first, the lower id first among equals."""
+    if count == 0:
+        return []
+    count = min(count, logits.size)
+    least = np.partition(logits, logits.size - count)[logits.size - count]
+    candidates = np.flatnonzero((logits >= least) & (logits > -np.inf))
+    order = np.argsort(-logits[candidates], kind="stable")[:count]
+    best: list[int] = candidates[order].tolist()
+    return best
+
+
+def _logprob(logits: NDArray[np.float32], token_id: int, count: int) -> TokenLogprob:
+    peak = logits.max()
+    total = float(np.log(np.exp(logits - peak).sum(dtype=np.float64))) + float(peak)
+    return TokenLogprob(
+        logprob=float(logits[token_id]) - total,
+        top=tuple((best_id, float(logits[best_id]) - total) for best_id in _best(logits, count)),
+    )
+
+
+def _draw(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
+    wanted = [row.sampling for row in rows]
+    ids = ops.draw(
+        logits,
+        temperature=torch.tensor([s.temperature for s in wanted], dtype=torch.float32),
+        top_k=torch.tensor([s.top_k for s in wanted], dtype=torch.int64),
+        top_p=torch.tensor([s.top_p for s in wanted], dtype=torch.float32),
+        min_p=torch.tensor([s.min_p for s in wanted], dtype=torch.float32),
+        uniform=torch.tensor(
+            [uniform(row.sampling.seed, row.position) if row.sampling.temperature else 0.0 for row in rows],
+            dtype=torch.float64,
+        ),
+    )
+    drawn: list[int] = ids.tolist()
+    return drawn
+
+
+def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[Drawn]:
+    """logits: float32 [len(rows), vocabulary]; holds the adjusted logits afterwards. The rows do not learn
+    what was drawn: whoever keeps a token calls ``observe``."""
+    adjusted = logits.numpy()
+    # A row that is not finite may warn here; the draw finds it.
+    with np.errstate(invalid="ignore", over="ignore"):
+        for row, row_logits in zip(rows, adjusted, strict=True):
+            row.adjust(row_logits)
+    drawn = []
+    for row, row_logits, token_id in zip(rows, adjusted, _draw(logits, rows), strict=True):
+        wants_logprob = row.sampling.logprobs >= 0 and token_id >= 0
+        logprob = _logprob(row_logits, token_id, row.sampling.logprobs) if wants_logprob else None
+        drawn.append(Drawn(token_id, logprob))
+    return drawn

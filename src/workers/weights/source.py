@@ -1,0 +1,40 @@
+"""Where a rank gets the tensors of a checkpoint from: one protocol, one implementation a file format.
+
+The loader (``workers/architectures.py`` and ``workers/decoder.py``) asks for the rows and columns of its shard;
+no more than those are ever held. Names and shapes are those of the file.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from shoal.checkpoint import ModelLocation
+from shoal.workers.weights.gguf import GgufSource
+from shoal.workers.weights.safetensors import SafetensorsSource
+
+
+class WeightSource(Protocol):
+    """The tensors of a checkpoint, read a piece at a time."""
+
+    def names(self) -> frozenset[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def nbytes(self, name: str) -> int:
+        """Its size in the file, for the progress of loading."""
+        ...
+
+    def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
+        """The tensor or a part of it, contiguous and in memory of its own: float32, float16 or bfloat16.
+
+        Slices are plain (no step); ``columns`` goes with two dimensions only. A missing or unusable tensor is a
+        ModelError.
+        """
+        ...
+
+
+def open_source(location: ModelLocation) -> WeightSource:
+    """The weights of a located model; they stay open as long as the source lives."""
+    if location.kind == "gguf":
+        return GgufSource(location.path)
+    return SafetensorsSource(location.path)

@@ -1,0 +1,158 @@
+"""Drives a decoder as the scheduler would: sequences with scattered blocks, chunks, shared prefixes, mixed steps.
+
+Also ``random_checkpoint``, a description's tensors, all random, in a source that the loader reads like a file, and
+``load_file_or_folder``, which goes the way of a rank.
+"""
+
+import random
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shoal.checkpoint import describe, locate_model
+from shoal.checkpoint.description import ModelDescription
+from shoal.workers.architectures import choose_layout, expected_shapes
+from shoal.workers.decoder import Decoder
+from shoal.workers.inputs import StepInputs
+from shoal.workers.kv_cache import KVCache
+from shoal.workers.layers import Parameters
+from shoal.workers.load import load_parameters
+from shoal.workers.parallel import Group, SoloGroup, split
+from shoal.workers.weights.source import open_source
+
+
+@dataclass
+class Sequence:
+    """Token ids, how many of them are computed, and the blocks they live in."""
+
+    ids: list[int]
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+
+class Driver:
+    """A decoder with a small cache whose blocks are handed out in random order."""
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        parameters: Parameters,
+        session_len: int,
+        group: Group | None = None,
+        tp: int = 1,
+        rank: int = 0,
+        num_blocks: int = 64,
+        block_size: int = 4,
+    ) -> None:
+        shard = split(description, tp, rank)
+        cache = KVCache(description, shard, parameters.dtype, num_blocks, block_size)
+        self._decoder = Decoder(description, shard, parameters, cache, group or SoloGroup(), session_len)
+        self._free = random.Random(num_blocks).sample(range(num_blocks), num_blocks)
+        self._block_size = block_size
+
+    def step(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor | None:
+        """Computes ``count`` more tokens of each sequence; logits of all of them on rank 0."""
+        for sequence, count in rows:
+            while len(sequence.blocks) * self._block_size < sequence.computed + count:
+                sequence.blocks.append(self._free.pop())
+        inputs = self._inputs(rows)
+        for sequence, count in rows:
+            sequence.computed += count
+        with torch.inference_mode():
+            return self._decoder.forward(inputs)
+
+    def logits(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor:
+        logits = self.step(rows)
+        assert logits is not None
+        return logits
+
+    def share(self, owner: Sequence, ids: list[int]) -> Sequence:
+        """A sequence that begins with the owner's full blocks as far as the ids agree, computed already."""
+        agreed = 0
+        while agreed < min(owner.computed, len(ids) - 1) and owner.ids[agreed] == ids[agreed]:
+            agreed += 1
+        shared = agreed // self._block_size
+        return Sequence(ids, shared * self._block_size, owner.blocks[:shared])
+
+    def _inputs(self, rows: Ordered[tuple[Sequence, int]]) -> StepInputs:
+        size = self._block_size
+        places = [
+            (sequence, position)
+            for sequence, count in rows
+            for position in range(sequence.computed, sequence.computed + count)
+        ]
+        widest = max((len(sequence.blocks) for sequence, _ in rows), default=0)
+        tables = [sequence.blocks + [0] * (widest - len(sequence.blocks)) for sequence, _ in rows]
+        counts = torch.tensor([0] + [count for _, count in rows])
+        return StepInputs(
+            token_ids=torch.tensor([s.ids[position] for s, position in places], dtype=torch.int64),
+            positions=torch.tensor([position for _, position in places], dtype=torch.int32),
+            cache_slots=torch.tensor(
+                [s.blocks[p // size] * size + p % size for s, p in places], dtype=torch.int64
+            ),
+            query_starts=counts.cumsum(0).to(torch.int32),
+            context_lens=torch.tensor([s.computed + count for s, count in rows], dtype=torch.int32),
+            block_tables=torch.tensor(tables, dtype=torch.int32).view(len(rows), widest),
+            sample_indices=torch.arange(len(places)),
+        )
+
+
+class MemorySource:
+    """Tensors by name, in memory; counts how many numbers were read."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.numbers_read = 0
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self.tensors)
+
+    def nbytes(self, name: str) -> int:
+        return self.tensors[name].nbytes
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
+        part = self.tensors[name][rows or slice(None)]
+        if columns is not None:
+            part = part[:, columns]
+        self.numbers_read += part.numel()
+        return part.clone()
+
+
+def random_checkpoint(description: ModelDescription, seed: int, *, gguf: bool = False) -> MemorySource:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = ("token_embd",) if gguf else ("model.embed_tokens", "model.tok_embeddings")
+    names = frozenset(f"{name}.weight" for name in embeddings)
+    shapes = expected_shapes(description, choose_layout(description.family, names))
+    tensors = {}
+    for name, shape in shapes.items():
+        centre = 1.0 if "norm" in name else 0.0
+        spread = 0.3 if len(shape) == 1 else shape[1] ** -0.5
+        tensors[name] = centre + spread * torch.randn(shape, generator=generator)
+    return MemorySource(tensors)
+
+
+def load_whole(
+    source: MemorySource,
+    description: ModelDescription,
+    tp: int = 1,
+    rank: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Parameters:
+    shard = split(description, tp, rank)
+    return load_parameters(source, description, shard, dtype, lambda done, total: None)
+
+
+def load_file_or_folder(path: Path) -> tuple[ModelDescription, Parameters]:
+    location = locate_model(str(path))
+    description = describe(location)
+    shard = split(description, 1, 0)
+    parameters = load_parameters(
+        open_source(location), description, shard, torch.float32, lambda done, total: None
+    )
+    return description, parameters

@@ -1,0 +1,199 @@
+"""A rank without a model: takes plans, checks them, answers with tokens that a test can compute by itself.
+
+Its "keys and values" are digests of the tokens up to each position, so it knows whether what a row reads is
+what the sequence should find there. It forgives nothing: a plan that contradicts what came before raises
+``PlanInvalid``. No socket, no clock; ``fake_worker.py`` gives it a process, the property tests call it directly.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from shoal.messages import Sampling, Seat, StepPlan, StepResult, TokenLogprob
+from shoal.wire import pack_ids, unpack_ids
+
+_MASK = (1 << 61) - 1
+_FIRST = 0x5EED
+
+
+class PlanInvalid(Exception):
+    """A plan that contradicts the plans before it."""
+
+
+def mix(state: int, value: int) -> int:
+    """The digest of a sequence that goes on with ``value``."""
+    return (state * 6364136223846793005 + value * 1442695040888963407 + 0x9E3779B97F4A7C15) & _MASK
+
+
+def digest(tokens: Iterable[int]) -> int:
+    """What the cache holds at the last position of ``tokens``."""
+    state = _FIRST
+    for token in tokens:
+        state = mix(state, token)
+    return state
+
+
+def next_token(prefix_digest: int, seed: int, generated: int, vocab: int) -> int:
+    """The token after a prefix: a function of all its tokens, the seed and how many were generated before."""
+    return (mix(mix(prefix_digest, seed & _MASK), generated) >> 16) % vocab
+
+
+def reference(
+    prompt: list[int], seed: int, max_tokens: int, vocab: int, stop_ids: Iterable[int] = ()
+) -> list[int]:
+    """The whole answer that a request must get, whatever else happens."""
+    stops, answer, state = set(stop_ids), list[int](), digest(prompt)
+    while len(answer) < max_tokens and not (answer and answer[-1] in stops):
+        answer.append(next_token(state, seed, len(answer), vocab))
+        state = mix(state, answer[-1])
+    return answer
+
+
+def never(sampling: Sampling, generated: int) -> bool:
+    """The plain case of ``FakeRank.is_bad``."""
+    return False
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Who sits in a slot."""
+
+    epoch: int
+    prompt_len: int
+    tokens: list[int]
+    digests: list[int]
+    sampling: Sampling
+    blocks: list[int] = field(default_factory=list)
+    computed: int = -1
+    """-1 until its first row, which may start behind a shared prefix."""
+
+    def append(self, token: int) -> None:
+        """A sampled token stays in the slot."""
+        self.tokens.append(token)
+        self.digests.append(mix(self.digests[-1] if self.digests else _FIRST, token))
+
+
+class FakeRank:
+    """``step`` is the whole rank."""
+
+    def __init__(
+        self, num_blocks: int, block_size: int, vocab: int, is_bad: Callable[[Sampling, int], bool] = never
+    ) -> None:
+        self._size = block_size
+        self._vocab = vocab
+        self._is_bad = is_bad
+        self._last_step_id: int | None = None
+        self._seats: dict[int, Sequence] = {}
+        self._last_epochs: dict[int, int] = {}
+        self._cache: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Applies a plan. Raises PlanInvalid."""
+        _require(self._last_step_id in (None, plan.step_id - 1), f"step {plan.step_id} is out of order")
+        self._last_step_id = plan.step_id
+        for slot in unpack_ids(plan.leave):
+            _require(self._seats.pop(slot, None) is not None, f"slot {slot} leaves and is empty")
+        for seat in plan.admit:
+            self._admit(seat)
+        rows = self._rows(plan)
+        for slot, start, count, blocks, samples in rows:
+            self._extend(slot, start, count, blocks, samples)
+        for slot, start, _, _, _ in rows:
+            self._read(slot, start)
+        for slot, start, count, _, _ in rows:
+            self._write(slot, start, count)
+        return self._result(plan, [slot for slot, _, _, _, samples in rows if samples])
+
+    def _admit(self, seat: Seat) -> None:
+        _require(seat.slot not in self._seats, f"slot {seat.slot} is taken")
+        _require(
+            seat.epoch > self._last_epochs.get(seat.slot, 0), f"the epoch of slot {seat.slot} did not rise"
+        )
+        self._last_epochs[seat.slot] = seat.epoch
+        prompt = unpack_ids(seat.prompt)
+        sequence = Sequence(seat.epoch, len(prompt), [], [], seat.sampling)
+        for token in prompt + unpack_ids(seat.generated):
+            sequence.append(token)
+        self._seats[seat.slot] = sequence
+
+    def _rows(self, plan: StepPlan) -> list[tuple[int, int, int, list[int], bool]]:
+        slots, starts, counts = unpack_ids(plan.slots), unpack_ids(plan.starts), unpack_ids(plan.counts)
+        block_counts, new_blocks = unpack_ids(plan.block_counts), unpack_ids(plan.new_blocks)
+        lengths = {len(slots), len(starts), len(counts), len(plan.samples), len(block_counts)}
+        _require(
+            lengths == {len(set(slots))} and bool(slots), "rows: empty, a slot twice, or arrays that differ"
+        )
+        _require(sum(block_counts) == len(new_blocks), "block_counts and new_blocks differ")
+        rows = []
+        for row in zip(slots, starts, counts, plan.samples, block_counts, strict=True):
+            slot, start, count, samples, taken = row
+            rows.append((slot, start, count, new_blocks[:taken], bool(samples)))
+            new_blocks = new_blocks[taken:]
+        return rows
+
+    def _extend(self, slot: int, start: int, count: int, blocks: list[int], samples: bool) -> None:
+        _require(slot in self._seats, f"slot {slot} is empty")
+        sequence = self._seats[slot]
+        shared = sequence.computed < 0 and start % self._size == 0
+        _require(
+            shared or start == sequence.computed, f"slot {slot}: {start} does not follow {sequence.computed}"
+        )
+        end = start + count
+        _require(count > 0 and end <= len(sequence.tokens), f"slot {slot}: a row past the known tokens")
+        _require(samples == (end == len(sequence.tokens)), f"slot {slot}: samples only after the last token")
+        sequence.blocks += blocks
+        sequence.computed = end
+        fitting = len(sequence.blocks) == -(-end // self._size)
+        _require(
+            fitting and len(set(sequence.blocks)) == len(sequence.blocks), f"slot {slot}: wrong block table"
+        )
+        _require(all(0 <= block < len(self._cache) for block in blocks), f"slot {slot}: no such block")
+
+    def _write(self, slot: int, start: int, count: int) -> None:
+        sequence = self._seats[slot]
+        written = set(sequence.blocks[start // self._size :])
+        for other_slot, other in self._seats.items():
+            both = other_slot != slot and not written.isdisjoint(other.blocks)
+            _require(not both, f"slots {slot} and {other_slot} both have a block that is written")
+        for position in range(start, start + count):
+            block = sequence.blocks[position // self._size]
+            self._cache[block][position % self._size] = sequence.digests[position]
+
+    def _read(self, slot: int, start: int) -> None:
+        sequence = self._seats[slot]
+        for position in range(start):
+            found = self._cache[sequence.blocks[position // self._size]][position % self._size]
+            _require(
+                found == sequence.digests[position], f"slot {slot}: position {position} is not in the cache"
+            )
+
+    def _result(self, plan: StepPlan, slots: list[int]) -> StepResult:
+        sequences = [self._seats[slot] for slot in slots]
+        ids = [self._sample(sequence) for sequence in sequences]
+        wanted = any(sequence.sampling.logprobs >= 0 for sequence in sequences)
+        logprobs = tuple(_logprob(*each) for each in zip(sequences, ids, strict=True)) if wanted else ()
+        return StepResult(
+            crew_epoch=plan.crew_epoch,
+            step_id=plan.step_id,
+            slots=pack_ids(slots),
+            epochs=pack_ids(sequence.epoch for sequence in sequences),
+            ids=pack_ids(ids),
+            logprobs=logprobs,
+        )
+
+    def _sample(self, sequence: Sequence) -> int:
+        generated = len(sequence.tokens) - sequence.prompt_len
+        bad = self._is_bad(sequence.sampling, generated)
+        token = next_token(sequence.digests[-1], sequence.sampling.seed, generated, self._vocab)
+        sequence.append(0 if bad else token)
+        return -1 if bad else token
+
+
+def _logprob(sequence: Sequence, token: int) -> TokenLogprob | None:
+    """Falls with the rank; the sampled token is the best."""
+    most = sequence.sampling.logprobs
+    return TokenLogprob(-0.5, tuple((token + n, -0.5 - n) for n in range(most))) if most >= 0 else None
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise PlanInvalid(otherwise)

@@ -1,0 +1,214 @@
+"""Paged attention against its twin in float64, and to the bit against itself cut and batched otherwise."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal.cuda_ext import ops, reference
+
+pytestmark = pytest.mark.usefixtures("level")
+
+TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 8e-3}
+
+
+@dataclass
+class Case:
+    q: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    block_tables: Tensor
+    query_starts: Tensor
+    context_lens: Tensor
+    scale: float
+    window: int = 0
+    soft_cap: float = 0.0
+
+    def run(self) -> Tensor:
+        return ops.paged_attention(**vars(self))
+
+    def truth(self) -> Tensor:
+        doubled = replace(self, q=self.q.double(), k_cache=self.k_cache.double(), v_cache=self.v_cache.double())
+        return reference.paged_attention(**vars(doubled))
+
+
+def make_case(
+    fresh: torch.Generator,
+    rows: list[tuple[int, int]],
+    *,
+    heads: int = 6,
+    kv_heads: int = 2,
+    dim: int = 32,
+    block: int = 16,
+    dtype: torch.dtype = torch.float32,
+    cache_dtype: torch.dtype = torch.float32,
+    window: int = 0,
+    soft_cap: float = 0.0,
+) -> Case:
+    """rows: (new tokens, context after them) a sequence. What no sequence owns in the cache is NaN."""
+    needed = [-(-context // block) for _, context in rows]
+    blocks = sum(needed) + 3
+    order = torch.randperm(blocks, generator=fresh).to(torch.int32)
+    tables = torch.zeros(len(rows), max(needed), dtype=torch.int32)
+    caches = [torch.full((blocks, kv_heads, block, dim), float("nan"), dtype=cache_dtype) for _ in range(2)]
+    used = 0
+    for row, (_, context) in enumerate(rows):
+        mine = order[used : used + needed[row]]
+        used += needed[row]
+        tables[row, : needed[row]] = mine
+        for cache in caches:
+            for i, index in enumerate(mine.tolist()):
+                filled = min(block, context - i * block)
+                values = torch.randn(kv_heads, filled, dim, generator=fresh)
+                cache[index, :, :filled] = values.to(cache_dtype)
+    counts = torch.tensor([0] + [count for count, _ in rows])
+    tokens = int(counts.sum())
+    return Case(
+        q=torch.randn(tokens, heads, dim, generator=fresh).to(dtype),
+        k_cache=caches[0],
+        v_cache=caches[1],
+        block_tables=tables,
+        query_starts=counts.cumsum(0).to(torch.int32),
+        context_lens=torch.tensor([context for _, context in rows], dtype=torch.int32),
+        scale=dim**-0.5 * 1.3,
+        window=window,
+        soft_cap=soft_cap,
+    )
+
+
+MIXED = [(1, 1), (1, 130), (17, 17), (5, 201), (1, 64), (1, 65), (70, 140)]
+
+
+def assert_true(case: Case) -> None:
+    actual, truth = case.run(), case.truth()
+    assert actual.shape == case.q.shape
+    assert actual.dtype == case.q.dtype
+    tolerance = TOLERANCE[case.q.dtype]
+    torch.testing.assert_close(actual.double(), truth, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (33, 0.0), (0, 2.0), (7, 20.0)])
+def test_mixed_chunks_and_decodes(
+    fresh: torch.Generator, dtype: torch.dtype, cache_dtype: torch.dtype, window: int, soft_cap: float
+) -> None:
+    assert_true(make_case(fresh, MIXED, dtype=dtype, cache_dtype=cache_dtype, window=window, soft_cap=soft_cap))
+
+
+@pytest.mark.parametrize("dim", [16, 20, 40, 64, 72, 96, 128, 200, 256])
+def test_head_sizes(fresh: torch.Generator, dim: int) -> None:
+    assert_true(make_case(fresh, [(1, 77), (30, 90)], dim=dim))
+    assert_true(make_case(fresh, [(1, 77), (30, 90)], dim=dim, cache_dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 1), (9, 3), (7, 7), (14, 2), (71, 1)])
+def test_head_groups(fresh: torch.Generator, heads: int, kv_heads: int) -> None:
+    assert_true(make_case(fresh, [(1, 5), (20, 99)], heads=heads, kv_heads=kv_heads))
+
+
+@pytest.mark.parametrize("block", [8, 11, 64, 100, 256])
+@pytest.mark.parametrize("window", [0, 50])
+def test_block_sizes(fresh: torch.Generator, block: int, window: int) -> None:
+    assert_true(make_case(fresh, [(3, 3), (1, 150), (40, 300)], block=block, window=window))
+
+
+def test_queries_inside_a_fused_matrix(fresh: torch.Generator) -> None:
+    case = make_case(fresh, [(9, 20), (1, 3)])
+    expected = case.run()
+    fused = torch.randn(10, 5 + 6 * 32 + 64, generator=fresh)
+    inside = fused[:, 5 : 5 + 6 * 32].view(10, 6, 32)
+    inside.copy_(case.q)
+    assert torch.equal(replace(case, q=inside).run(), expected)
+
+
+def rows_of(case: Case, row: int) -> Tensor:
+    return case.run()[case.query_starts[row] : case.query_starts[row + 1]]
+
+
+def alone(case: Case, row: int, first: int, last: int) -> Case:
+    """Tokens [first, last) of one row's chunk, as a batch of their own."""
+    begin = int(case.query_starts[row])
+    count = int(case.query_starts[row + 1]) - begin
+    return replace(
+        case,
+        q=case.q[begin + first : begin + last],
+        block_tables=case.block_tables[row : row + 1],
+        query_starts=torch.tensor([0, last - first], dtype=torch.int32),
+        context_lens=case.context_lens[row : row + 1] - (count - last),
+    )
+
+
+@pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (33, 0.0), (70, 15.0)])
+@pytest.mark.parametrize("dim", [64, 20])
+def test_a_row_does_not_depend_on_batch_or_chunking(
+    fresh: torch.Generator, window: int, soft_cap: float, dim: int
+) -> None:
+    case = make_case(
+        fresh, [(1, 90), (150, 200), (2, 30)], window=window, soft_cap=soft_cap, dim=dim, dtype=torch.bfloat16
+    )
+    whole = rows_of(case, 1)
+    for step in (150, 1, 7, 64, 149):
+        parts = [alone(case, 1, first, min(first + step, 150)).run() for first in range(0, 150, step)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(alone(case, 0, 0, 1).run(), rows_of(case, 0))
+
+
+def test_results_do_not_depend_on_threads(fresh: torch.Generator) -> None:
+    case = make_case(fresh, [*MIXED, (200, 500)], dim=64)
+    expected = case.run()
+    for threads in (2, 3):
+        ops.set_threads(threads)
+        assert torch.equal(case.run(), expected)
+
+
+def test_nan_in_one_sequence_stays_there(fresh: torch.Generator) -> None:
+    case = make_case(fresh, [(3, 40), (3, 40)])
+    case.k_cache[case.block_tables[0, 1], 0, 3, 5] = float("nan")
+    result = case.run()
+    assert result[:3, :3].isnan().all()
+    assert result[3:].isfinite().all()
+
+
+def test_huge_scores_do_not_overflow(fresh: torch.Generator) -> None:
+    """Scores in the thousands: their rounding, times the exponential's slope, is what tells apart here."""
+    case = make_case(fresh, [(1, 90), (20, 70)])
+    case = replace(case, q=case.q * 1000)
+    torch.testing.assert_close(case.run().double(), case.truth(), rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"block_tables": torch.tensor([[0, 99]], dtype=torch.int32)}, "block table"),
+        ({"block_tables": torch.tensor([[-1, 0]], dtype=torch.int32)}, "block table"),
+        ({"context_lens": torch.tensor([33], dtype=torch.int32)}, "context"),
+        ({"context_lens": torch.tensor([1], dtype=torch.int32)}, "context"),
+        ({"query_starts": torch.tensor([0, 3], dtype=torch.int32)}, "context"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(fresh: torch.Generator, change: dict[str, Tensor], what: str) -> None:
+    case = make_case(fresh, [(2, 20)])
+    with pytest.raises(IndexError, match=what):
+        replace(case, **change).run()
+
+
+def test_blocks_before_the_window_are_never_read(fresh: torch.Generator) -> None:
+    case = make_case(fresh, [(2, 200)], window=20)
+    expected = case.run()
+    case.block_tables[0, :11] = 10**6
+    assert torch.equal(case.run(), expected)
+
+
+def test_nothing_to_do(fresh: torch.Generator) -> None:
+    case = make_case(fresh, [(1, 5)])
+    nothing = torch.zeros(0, dtype=torch.int32)
+    empty = replace(
+        case,
+        q=case.q[:0],
+        block_tables=case.block_tables[:0],
+        query_starts=torch.zeros(1, dtype=torch.int32),
+        context_lens=nothing,
+    )
+    assert empty.run().shape == (0, 6, 32)

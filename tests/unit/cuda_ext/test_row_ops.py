@@ -1,0 +1,204 @@
+"""Norms, activations, rope and embedding against their twins in float64, with odd sizes and strided rows."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal.cuda_ext import ops, reference
+
+pytestmark = pytest.mark.usefixtures("level")
+
+DTYPES = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
+
+
+def assert_close(actual: Tensor, truth: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Within the rounding of the result's dtype (or of a coarser one on the way)."""
+    tolerance = TOLERANCE[dtype or actual.dtype]
+    torch.testing.assert_close(actual.double(), truth.double(), rtol=tolerance, atol=tolerance)
+
+
+def randn(fresh: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=fresh).to(dtype)
+
+
+def strided_rows(fresh: torch.Generator, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Rows of a wider matrix, at an odd offset: neither aligned nor contiguous."""
+    return randn(fresh, rows, columns + 11, dtype=dtype)[:, 3 : 3 + columns]
+
+
+@pytest.mark.parametrize("dim", [1, 7, 16, 33, 64, 576, 1027])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("out_dtype", DTYPES)
+def test_rms_norm(fresh: torch.Generator, dim: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    x, weight = strided_rows(fresh, 5, dim, dtype), randn(fresh, dim)
+    truth = reference.rms_norm(x.double(), weight, 1e-5, torch.float64)
+    assert_close(ops.rms_norm(x, weight, 1e-5, out_dtype), truth)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_of_heads_inside_a_fused_matrix(fresh: torch.Generator, dtype: torch.dtype) -> None:
+    fused, weight = randn(fresh, 7, 5 * 24 + 48, dtype=dtype), randn(fresh, 24)
+    heads = fused[:, : 5 * 24].view(7, 5, 24)
+    truth = reference.rms_norm(heads.double(), weight, 1e-6, torch.float64)
+    result = ops.rms_norm(heads, weight, 1e-6)
+    assert result.shape == heads.shape
+    assert result.dtype == dtype
+    assert_close(result, truth)
+
+
+def test_rms_norm_of_any_number_of_dimensions(fresh: torch.Generator) -> None:
+    weight = randn(fresh, 20)
+    for shape in [(20,), (2, 3, 2, 20), (0, 20)]:
+        x = randn(fresh, *shape)
+        assert_close(ops.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5, torch.float32))
+
+
+@pytest.mark.parametrize("dim", [3, 32, 577])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_rms_norm(fresh: torch.Generator, dim: int, dtype: torch.dtype) -> None:
+    residual, x = strided_rows(fresh, 6, dim, torch.float32), strided_rows(fresh, 6, dim, dtype)
+    weight, expected_residual = randn(fresh, dim), residual + x
+    truth = reference.rms_norm(expected_residual.double(), weight, 1e-5, torch.float64)
+    result = ops.add_rms_norm(residual, x, weight, 1e-5, dtype)
+    assert torch.equal(residual, expected_residual)
+    assert result.dtype == dtype
+    assert_close(result, truth)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [1, 19, 64, 1536])
+def test_gated_activation(fresh: torch.Generator, kind: ops.Activation, dtype: torch.dtype, dim: int) -> None:
+    gate_up = strided_rows(fresh, 4, 2 * dim, dtype) * 4
+    truth = reference.gated_activation(gate_up.double(), kind)
+    result = ops.gated_activation(gate_up, kind)
+    assert result.dtype == dtype
+    assert_close(result, truth)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
+def test_gated_activation_far_from_zero(kind: ops.Activation) -> None:
+    gates = torch.tensor([-1e30, -300.0, -100.0, -20.0, -0.0, 0.0, 20.0, 100.0, 300.0, 1e30, float("nan")])
+    gate_up = torch.cat((gates, torch.ones_like(gates))).unsqueeze(0)
+    result = ops.gated_activation(gate_up, kind)[0]
+    assert torch.isnan(result[-1])
+    torch.testing.assert_close(result[:-1], gates[:-1].clamp_min(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [5, 48, 576])
+def test_embed(fresh: torch.Generator, dtype: torch.dtype, dim: int) -> None:
+    weight = strided_rows(fresh, 30, dim, dtype)
+    ids = torch.tensor([99, 100, 129, 130, 0, 115, -1, 2**40])
+    result = ops.embed(ids, weight, 1.75, 100)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, reference.embed(ids, weight, 1.75, 100))
+    assert torch.equal(result[[0, 3, 4, 6, 7]], torch.zeros(5, dim))
+
+
+def rope_case(
+    fresh: torch.Generator, dim: int, rotary_dim: int, dtype: torch.dtype, cache_dtype: torch.dtype, block: int
+) -> tuple[Tensor, ...]:
+    tokens, heads, kv_heads = 9, 6, 2
+    fused = randn(fresh, tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
+    q, k, v = fused.view(tokens, -1, dim).split((heads, kv_heads, kv_heads), dim=1)
+    angles = torch.rand(50, rotary_dim // 2, generator=fresh) * 6
+    cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    positions = torch.randint(0, 50, (tokens,), generator=fresh, dtype=torch.int32)
+    caches = [randn(fresh, 7, kv_heads, block, dim, dtype=cache_dtype) for _ in range(2)]
+    slots = torch.randperm(7 * block, generator=fresh)[:tokens]
+    return (q, k, v, cos_sin, positions, *caches, slots)
+
+
+@pytest.mark.parametrize(
+    ("dim", "rotary_dim", "block"), [(64, 64, 16), (16, 16, 8), (34, 34, 9), (80, 20, 32), (256, 256, 256)]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cache_dtype", DTYPES)
+def test_rope_write_kv(
+    fresh: torch.Generator, dim: int, rotary_dim: int, block: int, dtype: torch.dtype, cache_dtype: torch.dtype
+) -> None:
+    q, k, v, cos_sin, positions, k_cache, v_cache, slots = rope_case(
+        fresh, dim, rotary_dim, dtype, cache_dtype, block
+    )
+    truth = [x.double() for x in (q, k, v)]
+    truth_caches = [k_cache.double(), v_cache.double()]
+    reference.rope_write_kv(*truth, cos_sin, positions, *truth_caches, slots)
+    ops.rope_write_kv(q, k, v, cos_sin, positions, k_cache, v_cache, slots)
+    assert_close(q, truth[0])
+    assert_close(k_cache, truth_caches[0])
+    assert torch.equal(v_cache, truth_caches[1].to(cache_dtype))
+
+
+@pytest.mark.parametrize(("position", "slot"), [(50, 0), (-1, 0), (0, 7 * 16), (0, -1)])
+def test_rope_write_kv_refuses_what_is_out_of_range(fresh: torch.Generator, position: int, slot: int) -> None:
+    q, k, v, cos_sin, positions, k_cache, v_cache, slots = rope_case(
+        fresh, 32, 32, torch.float32, torch.float32, 16
+    )
+    positions[-1], slots[-1] = position, slot
+    before = q.clone(), k_cache.clone()
+    with pytest.raises(IndexError, match="outside"):
+        ops.rope_write_kv(q, k, v, cos_sin, positions, k_cache, v_cache, slots)
+    assert torch.equal(q, before[0])
+    assert torch.equal(k_cache, before[1])
+
+
+def test_nan_reaches_the_result_of_its_row_only(fresh: torch.Generator) -> None:
+    x = randn(fresh, 3, 40)
+    x[1, 17] = float("nan")
+    for result in (
+        ops.rms_norm(x, torch.ones(40), 1e-5),
+        ops.rms_norm(x, torch.ones(40), 1e-5, torch.bfloat16),
+        ops.add_rms_norm(torch.zeros(3, 40), x, torch.ones(40), 1e-5),
+        ops.gated_activation(x, "silu"),
+    ):
+        assert result.isnan().any(dim=1).tolist() == [False, True, False]
+
+
+def test_rounding_to_bfloat16_is_torchs(fresh: torch.Generator) -> None:
+    bits = torch.randint(-(2**31), 2**31 - 1, (64, 1024), generator=fresh, dtype=torch.int32)
+    values = torch.cat(
+        (bits.view(torch.float32), torch.tensor([[float("inf"), -float("inf"), 3.4e38, 1.0] * 256]))
+    )
+    caches = (
+        torch.zeros(65, 1, 1, 1024, dtype=torch.bfloat16),
+        torch.zeros(65, 1, 1, 1024, dtype=torch.bfloat16),
+    )
+    heads = values.unsqueeze(1)
+    cos_sin = torch.cat((torch.ones(1, 512), torch.zeros(1, 512)), dim=1)
+    ops.rope_write_kv(
+        heads, heads, heads, cos_sin, torch.zeros(65, dtype=torch.int32), *caches, torch.arange(65)
+    )
+    written = caches[1].view(65, 1024)
+    torch.testing.assert_close(written, values.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_results_do_not_depend_on_threads(fresh: torch.Generator) -> None:
+    x, weight = randn(fresh, 301, 577), randn(fresh, 577)
+    gate_up, ids = randn(fresh, 301, 1000), torch.randint(0, 301, (301,), generator=fresh)
+
+    def run(threads: int) -> list[Tensor]:
+        ops.set_threads(threads)
+        return [
+            ops.rms_norm(x, weight, 1e-5),
+            ops.add_rms_norm(x.clone(), x, weight, 1e-5),
+            ops.gated_activation(gate_up, "silu"),
+            ops.embed(ids, x),
+        ]
+
+    alone = run(1)
+    for threads in (2, 3):
+        assert all(torch.equal(a, b) for a, b in zip(alone, run(threads), strict=True))
+
+
+def test_wrong_shapes_and_types_are_named(fresh: torch.Generator) -> None:
+    x = randn(fresh, 2, 8)
+    with pytest.raises(ValueError, match="weight"):
+        ops.rms_norm(x, torch.ones(9), 1e-5)
+    with pytest.raises(ValueError, match="weight"):
+        ops.rms_norm(x, torch.ones(8, dtype=torch.bfloat16), 1e-5)
+    with pytest.raises(ValueError, match="residual"):
+        ops.add_rms_norm(x.bfloat16(), x, torch.ones(8), 1e-5)
+    with pytest.raises(ValueError, match="ids"):
+        ops.embed(torch.zeros(2, dtype=torch.int32), x)

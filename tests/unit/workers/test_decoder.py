@@ -1,0 +1,193 @@
+"""What the decoder promises whatever the model: chunks, shared prefixes, batches and ranks change nothing.
+
+That it computes the right thing is tests/e2e/test_families.py.
+"""
+
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from decoding import Driver, Sequence, load_whole, random_checkpoint
+from msgspec.structs import replace
+from torch import Tensor
+from torch.testing import assert_close
+
+from shoal.checkpoint.description import ModelDescription, Rope
+
+SEED = random.randrange(1 << 30)
+LENGTH = 41
+PLAIN = ModelDescription(
+    family="qwen3",
+    vocab_size=149,
+    hidden_size=44,
+    num_layers=3,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=6,
+    ffn_size=77,
+    max_position=64,
+    norm_eps=1e-5,
+    qk_norm=True,
+    rope=Rope(dim=6),
+    layer_windows=(0, 0, 0),
+    attention_scale=0.4,
+)
+RICH = replace(
+    PLAIN,
+    family="gemma3",
+    num_heads=4,
+    num_kv_heads=1,
+    activation="gelu_tanh",
+    post_norms=True,
+    local_rope=Rope(dim=6, theta=300.0),
+    layer_windows=(7, 0, 11),
+    embedding_scale=6.6,
+    attention_soft_cap=20.0,
+    logit_soft_cap=5.0,
+    tied_head=True,
+)
+BIASED = replace(PLAIN, family="internlm3", qk_norm=False, qkv_bias=True, output_bias=True, ffn_bias=True)
+DESCRIPTIONS = pytest.mark.parametrize("description", [PLAIN, RICH, BIASED], ids=["plain", "rich", "biased"])
+
+
+def drive(description: ModelDescription) -> Driver:
+    return Driver(description, load_whole(random_checkpoint(description, SEED), description), LENGTH)
+
+
+def prompt(length: int = LENGTH) -> list[int]:
+    return [random.randrange(PLAIN.vocab_size) for _ in range(length)]
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@DESCRIPTIONS
+def test_chunks_decodes_and_mixed_steps_equal_the_plain_run(description: ModelDescription) -> None:
+    driver = drive(description)
+    prompts = [prompt(length) for length in (41, 23, 9, 30)]
+    plain = [drive(description).logits([(Sequence(ids), len(ids))]) for ids in prompts]
+    assert plain[0].std() > 0.5
+    sequences = [Sequence(ids) for ids in prompts]
+    while any(sequence.computed < len(sequence.ids) for sequence in sequences):
+        rows = [
+            (sequence, min(random.choice([1, 1, 2, 5, 13]), len(sequence.ids) - sequence.computed))
+            for sequence in random.sample(sequences, random.randint(1, 4))
+            if sequence.computed < len(sequence.ids)
+        ]
+        if not rows:
+            continue
+        starts = [sequence.computed for sequence, _ in rows]
+        parts = driver.logits(rows).split([count for _, count in rows])
+        for (sequence, count), start, part in zip(rows, starts, parts, strict=True):
+            close(part, plain[sequences.index(sequence)][start : start + count])
+
+
+@DESCRIPTIONS
+def test_a_shared_prefix_equals_computing_it_again(description: ModelDescription) -> None:
+    driver = drive(description)
+    first = Sequence(prompt())
+    driver.logits([(first, LENGTH)])
+    second = driver.share(first, first.ids[:27] + prompt(14))
+    assert second.computed == 24
+    found = driver.logits([(second, LENGTH - 24)])
+    close(found, drive(description).logits([(Sequence(second.ids), LENGTH)])[24:])
+
+
+def test_a_step_that_samples_nothing_gives_no_rows() -> None:
+    driver = drive(PLAIN)
+    assert driver.logits([(Sequence(prompt()), LENGTH)]).shape == (LENGTH, PLAIN.vocab_size)
+    assert driver.logits([]).shape == (0, PLAIN.vocab_size)
+
+
+@DESCRIPTIONS
+def test_bfloat16_is_close_to_float32(description: ModelDescription) -> None:
+    ids = prompt()
+    expected = drive(description).logits([(Sequence(ids), LENGTH)])
+    parameters = load_whole(random_checkpoint(description, SEED), description, dtype=torch.bfloat16)
+    driver, sequence = Driver(description, parameters, LENGTH), Sequence(ids)
+    found = torch.cat([driver.logits([(sequence, count)]) for count in (LENGTH - 1, 1)])
+    assert found.dtype == torch.float32
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
+
+
+def test_windowed_layers_forget_and_local_rope_is_theirs_alone() -> None:
+    windows = replace(RICH, layer_windows=(7, 7, 7), attention_soft_cap=0.0)
+    ids = prompt()
+    changed = [(ids[0] + 1) % RICH.vocab_size, *ids[1:]]
+    before, after = (drive(windows).logits([(Sequence(i), LENGTH)]) for i in (ids, changed))
+    assert_close(before[19:], after[19:], atol=1e-5, rtol=0)
+    assert (before[:18] - after[:18]).abs().amax(dim=1).min() > 1e-4
+    other = replace(windows, rope=Rope(dim=6, theta=77.0))
+    close(drive(other).logits([(Sequence(ids), LENGTH)]), before)
+
+
+class ThreadGroup:
+    """Ranks that are threads of this process. One computes at a time: the operators are called from one thread."""
+
+    def __init__(
+        self, shared: list[Tensor], barrier: threading.Barrier, turn: threading.Lock, rank: int
+    ) -> None:
+        self._shared = shared
+        self._barrier = barrier
+        self._turn = turn
+        self._rank = rank
+
+    def _exchange(self, x: Tensor) -> list[Tensor]:
+        self._shared[self._rank] = x.clone()
+        self._turn.release()
+        self._barrier.wait(20)
+        everyone = list(self._shared)
+        self._barrier.wait(20)
+        self._turn.acquire()
+        return everyone
+
+    def add_up(self, x: Tensor) -> Tensor:
+        return torch.stack(self._exchange(x)).sum(0)
+
+    def gather_columns(self, x: Tensor, widths: tuple[int, ...]) -> Tensor | None:
+        parts = self._exchange(x)
+        assert tuple(part.shape[1] for part in parts) == widths
+        return torch.cat(parts, dim=1) if self._rank == 0 else None
+
+    def broadcast(self, x: Tensor) -> None:
+        x.copy_(self._exchange(x)[0])
+
+    def close(self) -> None:
+        self._barrier.abort()
+
+
+def on_ranks(tp: int, run: Callable[[int, ThreadGroup], None]) -> None:
+    shared, barrier, turn = [torch.empty(0)] * tp, threading.Barrier(tp), threading.Lock()
+
+    def take_turns(rank: int) -> None:
+        with turn:
+            run(rank, ThreadGroup(shared, barrier, turn, rank))
+
+    threads = [threading.Thread(target=take_turns, args=(rank,)) for rank in range(tp)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+
+@DESCRIPTIONS
+@pytest.mark.parametrize("tp", [2, 3])
+def test_ranks_together_equal_one(description: ModelDescription, tp: int) -> None:
+    ids = prompt()
+    expected = drive(description).logits([(Sequence(ids), LENGTH)])
+    found: list[Tensor | None] = [expected] * tp
+
+    def run(rank: int, group: ThreadGroup) -> None:
+        parameters = load_whole(random_checkpoint(description, SEED), description, tp, rank)
+        driver = Driver(description, parameters, LENGTH, group, tp, rank)
+        sequence = Sequence(ids)
+        first, rest = driver.step([(sequence, 17)]), driver.step([(sequence, LENGTH - 17)])
+        found[rank] = None if first is None or rest is None else torch.cat((first, rest))
+
+    on_ranks(tp, run)
+    assert found[1:] == [None] * (tp - 1)
+    assert found[0] is not None
+    close(found[0], expected)
