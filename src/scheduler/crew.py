@@ -91,6 +91,7 @@ class Crew:
         self._exiting: dict[int, int] = {}
         """pidfd → when it has to be gone, in monotonic nanoseconds."""
         self._allocated = False
+        self._allocated_ns = 0
         self._events: list[CrewEvent] = []
         watch.add(self.socket)
 
@@ -98,6 +99,11 @@ class Crew:
     def serving(self) -> bool:
         """Whether plans can be sent."""
         return len(self._ranks) == self._size and all(rank.phase == "ready" for rank in self._ranks.values())
+
+    @property
+    def warming_since_ns(self) -> int | None:
+        """Since when the ranks form their group and warm up, in monotonic nanoseconds; None where they don't."""
+        return self._allocated_ns if self._allocated and not self.serving else None
 
     def status(self) -> tuple[RankStatus, ...]:
         """Each rank's phase and progress."""
@@ -208,7 +214,7 @@ class Crew:
     def _allocate(self) -> None:
         rendezvous = self._run_dir / f"rendezvous-{self._boot_id:x}-{self.epoch}"
         message = Allocate(self.epoch, self._num_blocks(), str(rendezvous))
-        self._allocated = True
+        self._allocated, self._allocated_ns = True, time.monotonic_ns()
         ranks = list(self._ranks.values())
         for rank in ranks:
             rank.phase = "warming"

@@ -22,6 +22,8 @@ from shoal.scheduler.stats import Statistics, milliseconds
 _LOG = logging.getLogger("shoal.scheduler")
 _LONGEST_SLEEP_NS = 1_000_000_000
 _NS_PER_MS = 1_000_000
+_WARM_UP_STEPS = 3
+"""How many step time-outs a crew may take to form and to warm up: it computes three steps."""
 _NS_PER_S = 1_000_000_000
 
 
@@ -157,10 +159,14 @@ class Loop:
 
     def _watch_for_hang(self) -> None:
         if (hung_at_ns := self._hung_at_ns()) is not None and hung_at_ns < time.monotonic_ns():
-            self._crew.kill(f"no step has ended for {self._step_timeout_ns // _NS_PER_MS} ms")
+            self._crew.kill(
+                f"the ranks have not answered within --step_timeout ({self._step_timeout_ns / _NS_PER_S:g} s)"
+            )
 
     def _hung_at_ns(self) -> int | None:
-        """When the ranks count as hung, unless a result comes; None where none is waited for."""
+        """When the ranks count as hung, unless they answer; None where no answer is waited for."""
+        if (warming_ns := self._crew.warming_since_ns) is not None:
+            return warming_ns + _WARM_UP_STEPS * self._step_timeout_ns
         sent_ns = self._core.pipeline.oldest_sent_ns
         return None if sent_ns is None else max(sent_ns, self._progress_ns) + self._step_timeout_ns
 

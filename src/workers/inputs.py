@@ -20,6 +20,6 @@ class StepInputs:
     context_lens: Tensor
     """int32 [R]: tokens of the sequence after this step; the row's last token sees this many."""
     block_tables: Tensor
-    """int32 [R, most blocks of a row]; unused entries are 0 and never read."""
+    """int32 [R, most blocks of a row]; entries past a row's own blocks are never read."""
     sample_indices: Tensor
     """int64 [S]: which of the T positions logits are wanted for."""

@@ -4,8 +4,10 @@
 decoder writes and reads through ``cuda_ext.ops``. Who owns which block is the scheduler's business.
 """
 
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,10 +48,11 @@ class KVCache:
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros, which the operating system gives page by page as blocks are first written."""
+    """Zeros, which the operating system gives page by page as blocks are first written (torch.zeros writes them
+    all at once: gigabytes of memory and seconds of start-up)."""
     try:
-        return torch.zeros(shape, dtype=dtype)
-    except RuntimeError as error:
+        return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    except MemoryError as error:
         raise StartError(
             f"no memory for {shape[1]} KV blocks: lower --instance_num, --session_len or "
             f"--cache_max_entry_count ({error})"

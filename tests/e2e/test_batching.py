@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 from server import Server, metrics, running_server
 
-WORDS = "river stone lamp seven quiet engine paper north glass apple winter signal copper dream".split()
+WORDS = ["river", "stone", "lamp", "seven", "quiet", "engine", "paper", "north", "glass", "apple", "winter"]
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bad_from_token: int = 0
     """… from this many generated tokens on."""
     load_fails: str = ""
+    hang_at_warm_up: bool = False
 
 
 class FakeWorker:
@@ -86,6 +87,8 @@ class FakeWorker:
                     self._scheduler, self._crew_epoch, self._core = boot_id, epoch, None
                     self._load()
                 case Allocate(crew_epoch=epoch, num_blocks=blocks) if epoch == self._crew_epoch:
+                    while self._faults().hang_at_warm_up:
+                        time.sleep(0.05)
                     size = self._settings.cache_block_seq_len
                     self._core = FakeRank(blocks, size, self._faults().vocab, self._is_bad)
                     self._send(Ready(epoch, blocks, 0))

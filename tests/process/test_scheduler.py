@@ -224,6 +224,20 @@ def test_a_hung_worker_is_ended() -> None:
         assert client.tokens[2] == client.expected(2)
 
 
+def test_a_worker_that_hangs_while_warming_up_is_ended() -> None:
+    with deployed(step_timeout_s=0.2) as deployment:
+        client = running(deployment)
+        deployment.faults(hang_at_warm_up=True)
+        deployment.workers[0].kill()
+        deployment.start_worker()
+        assert deployment.workers[0].wait(timeout=5) == -signal.SIGKILL
+        deployment.faults()
+        deployment.start_worker()
+        client.submit(1, prompt(30), 5)
+        client.wait_ended(1)
+        assert client.tokens[1] == client.expected(1)
+
+
 def test_results_that_come_twice_are_dropped_and_counted() -> None:
     with deployed() as deployment:
         deployment.faults(twice_from_step=1)

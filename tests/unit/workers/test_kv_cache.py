@@ -128,3 +128,17 @@ def test_available_memory_sees_version_1_also_where_the_path_is_the_hosts(tmp_pa
         },
     )
     assert available_bytes(tmp_path, tmp_path / "cgroup") == 0
+
+
+def test_memory_is_taken_as_blocks_are_written() -> None:
+    before = resident_bytes()
+    cache = KVCache(DESCRIPTION, split(DESCRIPTION, 1, 0), torch.bfloat16, 40_000, 16)
+    assert cache.nbytes > 200 << 20
+    assert resident_bytes() - before < cache.nbytes / 10
+    assert not cache.keys[-1, -1].any()
+
+
+def resident_bytes() -> int:
+    """Anonymous memory of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
