@@ -22,7 +22,7 @@ LIBRARY = "shoal.cuda_ext.libshoal_cpu"
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
 FLAGS += ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
-LINKING = ["-shared", "-static-libgcc", "-static-libstdc++"]
+LINKING = ["-shared", "-pthread", "-static-libgcc", "-static-libstdc++"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 LEVELS = {"Scalar": []}
@@ -61,7 +61,7 @@ class BuildLibrary(build_ext):
             (SOURCES / "level.cpp", objects / f"level_{name}.o", [*flags, f"-DSHOAL_LEVEL=k{name}"])
             for name, flags in LEVELS.items()
         ] + [
-            (path, objects / f"{path.stem}.o", ["-fopenmp", interface])
+            (path, objects / f"{path.stem}.o", [interface])
             for path in sorted(SOURCES.glob("*.cpp"))
             if path.name != "level.cpp"
         ]

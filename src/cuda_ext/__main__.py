@@ -25,9 +25,8 @@ def _built() -> list[str]:
 
 
 def _operators(level: str) -> list[str]:
-    runs_on = dict.fromkeys(OPERATORS, f"compiled, {level}" if level else "torch reference")
-    runs_on["linear"] = f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"
-    return [f"{name:<18}{runs}" for name, runs in runs_on.items()]
+    runs_on = f"compiled, {level}" if level else f"torch {torch.__version__} reference"
+    return [f"{name:<18}{runs_on}" for name in OPERATORS]
 
 
 if __name__ == "__main__":

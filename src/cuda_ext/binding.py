@@ -20,21 +20,23 @@ INTERFACE = Path(__file__).parent / "csrc" / "cpu" / "shoal_cpu.h"
 REFERENCE = "reference"
 
 OPERATORS = {
-    "rms_norm": "*out *x *weight outer inner dim outer_stride inner_stride x_dtype out_dtype .eps",
-    "add_rms_norm": "*out *residual *x *weight rows dim residual_stride x_stride x_dtype out_dtype .eps",
+    "rms_norm": "*out *x *weight outer inner dim outer_stride inner_stride .eps",
+    "add_rms_norm": "*out *residual *x *weight rows dim residual_stride x_stride .eps",
     "rope_write_kv": (
         "*q *k *v *cos_sin *positions *k_cache *v_cache *cache_slots "
         "tokens heads kv_heads dim rotary_dim max_positions blocks block_size "
         "q_token_stride q_head_stride k_token_stride k_head_stride v_token_stride v_head_stride "
-        "dtype cache_dtype"
+        "cache_dtype"
     ),
     "paged_attention": (
         "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens "
         "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
-        "q_token_stride q_head_stride window dtype cache_dtype .scale .soft_cap"
+        "q_token_stride q_head_stride window cache_dtype .scale .soft_cap"
     ),
-    "gated_activation": "*out *gate_up rows dim row_stride kind dtype",
-    "embed": "*out *ids *weight tokens rows dim row_stride first_id dtype .scale",
+    "gated_activation": "*out *gate_up rows dim row_stride kind",
+    "pack_weight": "*panels *weight rows words row_stride",
+    "linear": "*out *x *panels *bias rows inputs outputs row_stride dtype",
+    "embed": "*out *ids *panels tokens rows dim first_id dtype .scale",
     "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride",
 }
 """The fields of each operator's struct in csrc/cpu/shoal_cpu.h: ``*`` is a pointer, ``.`` a double, the others
@@ -89,6 +91,8 @@ class CpuLibrary:
         self.rope_write_kv = operators["rope_write_kv"]
         self.paged_attention = operators["paged_attention"]
         self.gated_activation = operators["gated_activation"]
+        self.pack_weight = operators["pack_weight"]
+        self.linear = operators["linear"]
         self.embed = operators["embed"]
         self.draw = operators["draw"]
 
@@ -120,8 +124,7 @@ class CpuLibrary:
 
 @cache
 def library() -> CpuLibrary | None:
-    """None where the torch twins are to be used. torch has to be imported before: the library takes its OpenMP
-    threads from it."""
+    """None where the torch twins are to be used."""
     wanted = os.environ.get("SHOAL_CPU_LEVEL", "")
     if wanted == REFERENCE:
         return None

@@ -1,9 +1,9 @@
 """The operator table of the decoder and the sampler: typed, checked wrappers. Called by the workers only.
 
-Each operator runs on the compiled library where that was built and takes the tensors' types, and else on its
-plain twin in ``reference.py``, which is its specification. No operator's result for a row depends on the other
-rows of the call (``linear`` says what holds while it is torch's). Tensors are on the CPU; rows may be strided,
-their elements must lie side by side.
+Each operator runs on the compiled library where that was built, and else on its plain twin in ``reference.py``, which
+is its specification. No compiled operator's result for a row depends on the other rows of the call or on the number
+of threads. Activations are float32; weights and the cache may be bfloat16. Tensors are on the CPU; rows may be
+strided, their elements must lie side by side.
 """
 
 from typing import Literal
@@ -13,14 +13,12 @@ from torch import Tensor
 
 from shoal.cuda_ext import reference
 from shoal.cuda_ext.binding import library
+from shoal.cuda_ext.packed_weight import PackedWeight
 
 Activation = Literal["silu", "gelu_tanh"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
-
-_SPLIT_INPUTS = 1024
-"""With more inputs, torch splits the sums of a single bfloat16 row in two."""
 
 
 def _require(condition: bool, what: str) -> None:
@@ -41,15 +39,15 @@ def set_threads(count: int) -> None:
         compiled.set_threads(count)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype | None = None) -> Tensor:
-    """x: [..., dim] in float32 or bfloat16; weight: float32 [dim]. The result has x's dtype unless told."""
-    out_dtype = out_dtype or x.dtype
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x: [..., dim]; weight: [dim]."""
     compiled = library()
-    if compiled is None or x.dtype not in _DTYPES or out_dtype not in _DTYPES:
-        return reference.rms_norm(x, weight, eps, out_dtype)
+    if compiled is None:
+        return reference.rms_norm(x, weight, eps)
     dim = x.shape[-1]
+    _require(x.dtype == torch.float32, "rms_norm: x is not float32")
     _require(_is_vector(weight, torch.float32, dim), "rms_norm: weight is not float32 [dim]")
-    out = torch.empty(x.shape, dtype=out_dtype)
+    out = torch.empty(x.shape)
     if x.dim() not in (2, 3) or x.stride(-1) != 1:
         x = x.contiguous().view(-1, dim)
     strides = x.stride()
@@ -62,30 +60,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype | Non
         dim,
         strides[0],
         strides[1] if len(strides) == 3 else 0,
-        _DTYPES[x.dtype],
-        _DTYPES[out_dtype],
         eps,
     )
     return out
 
 
-def add_rms_norm(
-    residual: Tensor, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype | None = None
-) -> Tensor:
-    """Adds x to residual (float32 [tokens, dim]) in place and returns the normalised sum in ``out_dtype``
-    (x's dtype unless told)."""
-    out_dtype = out_dtype or x.dtype
+def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Adds x to residual ([tokens, dim] both) in place and returns the normalised sum."""
     compiled = library()
-    if compiled is None or x.dtype not in _DTYPES or out_dtype not in _DTYPES:
-        return reference.add_rms_norm(residual, x, weight, eps, out_dtype)
+    if compiled is None:
+        return reference.add_rms_norm(residual, x, weight, eps)
     tokens, dim = residual.shape
+    strides, x_strides = residual.stride(), x.stride()
     _require(residual.dtype == torch.float32, "add_rms_norm: residual is not float32")
-    _require(residual.stride(1) == 1, "add_rms_norm: residual's elements are apart")
+    _require(x.dtype == torch.float32, "add_rms_norm: x is not float32")
+    _require(strides[1] == 1 == x_strides[1], "add_rms_norm: a row's elements are apart")
     _require(x.shape == residual.shape, "add_rms_norm: x and residual differ in shape")
     _require(_is_vector(weight, torch.float32, dim), "add_rms_norm: weight is not float32 [dim]")
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    out = torch.empty(tokens, dim, dtype=out_dtype)
+    out = torch.empty(tokens, dim)
     compiled.add_rms_norm(
         out.data_ptr(),
         residual.data_ptr(),
@@ -93,10 +85,8 @@ def add_rms_norm(
         weight.data_ptr(),
         tokens,
         dim,
-        residual.stride(0),
-        x.stride(0),
-        _DTYPES[x.dtype],
-        _DTYPES[out_dtype],
+        strides[0],
+        x_strides[0],
         eps,
     )
     return out
@@ -104,6 +94,7 @@ def add_rms_norm(
 
 def _require_caches(k_cache: Tensor, v_cache: Tensor) -> None:
     _require(k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype, "the two caches differ")
+    _require(k_cache.dtype in _DTYPES, "a cache is neither float32 nor bfloat16")
     _require(k_cache.is_contiguous() and v_cache.is_contiguous(), "a cache is not contiguous")
 
 
@@ -125,7 +116,7 @@ def rope_write_kv(
     [tokens], block · block size + offset.
     """
     compiled = library()
-    if compiled is None or q.dtype not in _DTYPES or k_cache.dtype not in _DTYPES:
+    if compiled is None:
         reference.rope_write_kv(q, k, v, cos_sin, positions, k_cache, v_cache, cache_slots)
         return
     tokens, heads, dim = q.shape
@@ -137,7 +128,7 @@ def rope_write_kv(
         k.shape == (tokens, kv_heads, dim) == v.shape, "rope_write_kv: k or v does not fit q and the cache"
     )
     _require(cache_dim == dim, "rope_write_kv: the cache has another head size")
-    _require(q.dtype == k.dtype == v.dtype, "rope_write_kv: q, k and v differ in dtype")
+    _require(q.dtype == k.dtype == v.dtype == torch.float32, "rope_write_kv: q, k or v is not float32")
     _require(q_strides[2] == k_strides[2] == v_strides[2] == 1, "rope_write_kv: a head's elements are apart")
     _require(
         cos_sin.dtype == torch.float32 and cos_sin.is_contiguous(), "rope_write_kv: cos_sin is not float32"
@@ -165,7 +156,6 @@ def rope_write_kv(
         *q_strides[:2],
         *k_strides[:2],
         *v_strides[:2],
-        _DTYPES[q.dtype],
         _DTYPES[k_cache.dtype],
     )
 
@@ -187,7 +177,7 @@ def paged_attention(
     ``window`` is how many positions a token sees, itself included (0: all before it).
     """
     compiled = library()
-    if compiled is None or q.dtype not in _DTYPES or k_cache.dtype not in _DTYPES:
+    if compiled is None:
         return reference.paged_attention(
             q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, window, soft_cap
         )
@@ -197,6 +187,7 @@ def paged_attention(
     q_strides, table_strides = q.stride(), block_tables.stride()
     _require_caches(k_cache, v_cache)
     _require(cache_dim == dim and heads % kv_heads == 0, "paged_attention: q does not fit the cache")
+    _require(q.dtype == torch.float32, "paged_attention: q is not float32")
     _require(q_strides[2] == 1, "paged_attention: a head's elements are apart")
     _require(block_tables.dtype == torch.int32, "paged_attention: block_tables is not int32")
     _require(table_width < 2 or table_strides[1] == 1, "paged_attention: a block table's elements are apart")
@@ -204,7 +195,7 @@ def paged_attention(
         _is_vector(query_starts, torch.int32, sequences + 1), "paged_attention: query_starts: int32 [R + 1]"
     )
     _require(_is_vector(context_lens, torch.int32, sequences), "paged_attention: context_lens is not int32 [R]")
-    out = torch.empty(tokens, heads, dim, dtype=q.dtype)
+    out = torch.empty(tokens, heads, dim)
     compiled.paged_attention(
         out.data_ptr(),
         q.data_ptr(),
@@ -224,7 +215,6 @@ def paged_attention(
         table_strides[0],
         *q_strides[:2],
         window,
-        _DTYPES[q.dtype],
         _DTYPES[k_cache.dtype],
         scale,
         soft_cap,
@@ -235,12 +225,13 @@ def paged_attention(
 def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
     """gate_up: [tokens, 2 · dim], gates first; returns activation(gate) · up."""
     compiled = library()
-    if compiled is None or gate_up.dtype not in _DTYPES:
+    if compiled is None:
         return reference.gated_activation(gate_up, kind)
     tokens, both = gate_up.shape
     strides = gate_up.stride()
+    _require(gate_up.dtype == torch.float32, "gated_activation: gate_up is not float32")
     _require(both % 2 == 0 and strides[1] == 1, "gated_activation: gate_up is not [tokens, 2 · dim]")
-    out = torch.empty(tokens, both // 2, dtype=gate_up.dtype)
+    out = torch.empty(tokens, both // 2)
     compiled.gated_activation(
         out.data_ptr(),
         gate_up.data_ptr(),
@@ -248,41 +239,56 @@ def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
         both // 2,
         strides[0],
         _ACTIVATIONS[kind],
-        _DTYPES[gate_up.dtype],
     )
     return out
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x: [tokens, in]; weight: [out, in]; both of one dtype.
+def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """x: float32 [tokens, columns of weight] → float32 [tokens, rows of weight]; bias: float32.
 
-    torch's product. In bfloat16 on AVX512-BF16 a row's sums were found not to depend on the number of rows but
-    where there is a single one and more than 1024 inputs: that one is computed as two, which costs nothing
-    (the weights' way from memory is what takes the time). In float32 one row is summed in another order than
-    four or more, and computing it as four takes 2.2 times as long: left as it is.
+    Each result is one chain of fused multiply-adds over the columns: the same to the bit at any number of
+    tokens and threads and at any level. Where no library was built it is torch's product, which is not.
     """
-    if x.dtype == torch.bfloat16 and x.shape[0] == 1 and x.shape[1] > _SPLIT_INPUTS:
-        return reference.linear(x.expand(2, -1), weight, bias)[:1]
-    return reference.linear(x, weight, bias)
+    compiled = library()
+    if compiled is None or weight.is_plain:
+        return reference.linear(x, weight.unpack(), bias)
+    tokens, inputs = x.shape
+    outputs = weight.rows
+    x_strides = x.stride()
+    _require(x.dtype == torch.float32, "linear: x is not float32")
+    _require(inputs == weight.columns, "linear: x does not fit the weight")
+    _require(x_strides[1] == 1, "linear: a row's elements are apart")
+    _require(bias is None or _is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
+    out = torch.empty(tokens, outputs)
+    compiled.linear(
+        out.data_ptr(),
+        x.data_ptr(),
+        weight.storage.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        tokens,
+        inputs,
+        outputs,
+        x_strides[0],
+        _DTYPES[weight.dtype],
+    )
+    return out
 
 
-def embed(ids: Tensor, weight: Tensor, scale: float = 1.0, first_id: int = 0) -> Tensor:
+def embed(ids: Tensor, weight: PackedWeight, scale: float = 1.0, first_id: int = 0) -> Tensor:
     """float32 [tokens, dim]; ids outside of [first_id, first_id + rows of weight) give rows of zeros."""
     compiled = library()
-    if compiled is None or weight.dtype not in _DTYPES:
-        return reference.embed(ids, weight, scale, first_id)
-    tokens, (rows, dim) = ids.shape[0], weight.shape
+    if compiled is None or weight.is_plain:
+        return reference.embed(ids, weight.unpack(), scale, first_id)
+    tokens = ids.shape[0]
     _require(_is_vector(ids, torch.int64, tokens), "embed: ids is not int64 [tokens]")
-    _require(weight.stride(1) == 1, "embed: a row's elements are apart")
-    out = torch.empty(tokens, dim)
+    out = torch.empty(tokens, weight.columns)
     compiled.embed(
         out.data_ptr(),
         ids.data_ptr(),
-        weight.data_ptr(),
+        weight.storage.data_ptr(),
         tokens,
-        rows,
-        dim,
-        weight.stride(0),
+        weight.rows,
+        weight.columns,
         first_id,
         _DTYPES[weight.dtype],
         scale,

@@ -13,22 +13,21 @@ def _accumulation(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(_accumulation(x, weight))
     mean_square = wide.square().mean(dim=-1, keepdim=True)
-    return (wide * torch.rsqrt(mean_square + eps) * weight).to(out_dtype)
+    return wide * torch.rsqrt(mean_square + eps) * weight
 
 
-def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     residual += x
-    return rms_norm(residual, weight, eps, out_dtype)
+    return rms_norm(residual, weight, eps)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x: [tokens, heads, dim]; cos, sin: [tokens, 1, half the rotary dims]."""
     half = cos.shape[-1]
-    wide = x.to(_accumulation(x, cos))
-    low, high, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)
 
 
@@ -94,13 +93,14 @@ def paged_attention(
 
 
 def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
-    gate, up = gate_up.to(_accumulation(gate_up)).chunk(2, dim=-1)
+    gate, up = gate_up.chunk(2, dim=-1)
     active = functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
-    return (active * up).to(gate_up.dtype)
+    return active * up
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return functional.linear(x, weight, bias)
+    wide = _accumulation(x, weight)
+    return functional.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
 
 
 def embed(ids: Tensor, weight: Tensor, scale: float, first_id: int) -> Tensor:

@@ -13,7 +13,7 @@ import falcon.asgi
 from shoal import config, logs
 from shoal.checkpoint import describe, generation_defaults, locate_model
 from shoal.config import Settings
-from shoal.errors import StartError
+from shoal.errors import RequestError, StartError
 from shoal.frontend import problems
 from shoal.frontend.chat import ChatCompletions
 from shoal.frontend.chat_template import ChatTemplate
@@ -135,12 +135,17 @@ def make_app(service: Service) -> AsgiApp:
 
 def _with_exchange(app: AsgiApp) -> AsgiApp:
     async def call(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
         exchange = Exchange(scope)
         try:
             await app(scope, receive, send)
+            if not exchange.status:
+                await _stop_waiting(exchange, send)
         except asyncio.CancelledError:
             exchange.status = CLIENT_GONE
             raise
@@ -148,6 +153,15 @@ def _with_exchange(app: AsgiApp) -> AsgiApp:
             exchange.close()
 
     return call
+
+
+async def _stop_waiting(exchange: Exchange, send: Send) -> None:
+    """Falcon ends without an answer where not one byte of an announced body came; the client may be gone by now."""
+    error = RequestError(408, "the body of the request did not come", param="Content-Length")
+    exchange.status = error.status
+    headers = [(b"content-type", falcon.MEDIA_JSON.encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": problems.encode_error(error)})
 
 
 application: Final = Application()

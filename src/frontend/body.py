@@ -57,13 +57,16 @@ async def _read_bytes(req: falcon.asgi.Request) -> bytes:
         chunks.clear()
         await _drop_rest(req)
         raise RequestError(413, f"the body is larger than {BODY_LIMIT_BYTES} bytes", code="body_too_large")
+    if size < announced:
+        raise RequestError(
+            408,
+            f"Content-Length is {announced}, but only {size} bytes of the body came",
+            param="Content-Length",
+        )
     return b"".join(chunks)
 
 
 async def _drop_rest(req: falcon.asgi.Request) -> None:
-    """A client that waits for "100 Continue" has sent nothing yet and reads the refusal at once."""
-    if (req.get_header("Expect") or "").lower() == "100-continue":
-        return
     try:
         async with asyncio.timeout(_DRAIN_PATIENCE_S):
             dropped = 0

@@ -198,7 +198,7 @@ def _sampling(service: Service, request: GenerationRequest, logprobs: int) -> Sa
         top_k=max(top_k, 0),
         min_p=number("min_p", request.min_p, defaults.min_p, 0, 1),
         repetition_penalty=number(
-            "repetition_penalty", request.repetition_penalty, defaults.repetition_penalty, 0, 10, above=True
+            "repetition_penalty", request.repetition_penalty, defaults.repetition_penalty, 0.01, 10
         ),
         presence_penalty=number("presence_penalty", request.presence_penalty, 0.0, -2, 2),
         frequency_penalty=number("frequency_penalty", request.frequency_penalty, 0.0, -2, 2),
@@ -225,7 +225,8 @@ def _logit_bias(service: Service, biases: dict[str, float] | None) -> tuple[tupl
 
 
 def _bias_id(service: Service, key: str) -> int:
-    if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < service.vocab_size):
+    canonical = key.isascii() and key.isdecimal() and (key == "0" or not key.startswith("0"))
+    if not (canonical and len(key) < 10 and int(key) < service.vocab_size):
         raise invalid("logit_bias", f"{key[:40]!r} is not a token id (0 to {service.vocab_size - 1})")
     return int(key)
 

@@ -27,7 +27,8 @@ class Exchange:
 
     def __init__(self, scope: dict[str, Any]) -> None:
         self.request_id = secrets.token_hex(12)
-        self.status = 500
+        self.status = 0
+        """Of the answer; 0 until there is one."""
         self.detail = ""
         """Why an answer that had begun with 200 ended early."""
         self.user = ""
@@ -62,7 +63,7 @@ class Exchange:
         level = logging.DEBUG if self._path in ("/health", "/ready", "/metrics") else logging.INFO
         event(
             _LOGGER, "request", level, id=self.request_id, method=self._method, path=self._path[:200],
-            status=self.status, ms=elapsed_ms, **tokens, **extra,
+            status=self.status or 500, ms=elapsed_ms, **tokens, **extra,
         )  # fmt: skip
 
 

@@ -27,6 +27,8 @@ class Health:
         trouble = self._trouble(stats)
         _answer(resp, {"status": "ok"} if trouble is None else {"status": "unhealthy", "reason": trouble})
 
+    on_head = on_get
+
     def _trouble(self, stats: Stats | None) -> str | None:
         if stats is None:
             return "the scheduler does not answer"
@@ -48,6 +50,8 @@ class Ready:
         trouble = _hindrance(stats)
         _answer(resp, {"status": "ready"} if trouble is None else {"status": "not ready", "reason": trouble})
 
+    on_head = on_get
+
 
 class Version:
     """Of Shoal."""
@@ -55,6 +59,8 @@ class Version:
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """The version."""
         _answer(resp, {"version": __version__})
+
+    on_head = on_get
 
 
 class Root:
@@ -66,6 +72,8 @@ class Root:
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """The routes that there are."""
         _answer(resp, self._page)
+
+    on_head = on_get
 
 
 def _hindrance(stats: Stats | None) -> str | None:

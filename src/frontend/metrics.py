@@ -33,6 +33,8 @@ class Metrics:
         resp.content_type = CONTENT_TYPE_LATEST
         resp.data = render(stats)
 
+    on_head = on_get
+
 
 def render(stats: Stats | None) -> bytes:
     """The Prometheus text for ``stats``."""

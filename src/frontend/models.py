@@ -22,6 +22,8 @@ class Models:
         resp.content_type = falcon.MEDIA_JSON
         resp.data = _ENCODER.encode({"object": "list", "data": [_card(self._service)]})
 
+    on_head = on_get
+
 
 class Model:
     """One of them; ids may hold slashes."""
@@ -34,6 +36,8 @@ class Model:
         self._service.check_model(model_id)
         resp.content_type = falcon.MEDIA_JSON
         resp.data = _ENCODER.encode(_card(self._service))
+
+    on_head = on_get
 
 
 def _card(service: Service) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The one decoder: every family's forward pass, driven by its ``ModelDescription``. Called by ``runner``.
 
-The residual stream is float32; what goes into a matrix product is in the compute dtype. Keys and values are always
-read back from the cache, also those of the tokens being computed, so chunking changes nothing.
+Activations are float32 throughout; only weights and the cache may be narrower. Keys and values are always read back
+from the cache, also those of the tokens being computed, so chunking changes nothing.
 """
 
 import torch
@@ -96,18 +96,16 @@ class Decoder:
         delta = self._group.add_up(partial)
         if post_norm is None:
             return delta
-        return ops.rms_norm(delta, post_norm, self._description.norm_eps, out_dtype=torch.float32)
+        return ops.rms_norm(delta, post_norm, self._description.norm_eps)
 
     def _norm(self, residual: Tensor, weight: Tensor) -> Tensor:
-        return ops.rms_norm(residual, weight, self._description.norm_eps, out_dtype=self._parameters.dtype)
+        return ops.rms_norm(residual, weight, self._description.norm_eps)
 
     def _add_norm(self, residual: Tensor, delta: Tensor, weight: Tensor) -> Tensor:
-        return ops.add_rms_norm(
-            residual, delta, weight, self._description.norm_eps, out_dtype=self._parameters.dtype
-        )
+        return ops.add_rms_norm(residual, delta, weight, self._description.norm_eps)
 
     def _logits(self, hidden: Tensor) -> Tensor | None:
-        logits = ops.linear(hidden, self._parameters.head).float()
+        logits = ops.linear(hidden, self._parameters.head)
         cap = self._description.logit_soft_cap
         if cap:
             logits = torch.tanh(logits / cap) * cap

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from shoal.cuda_ext import ops
+from shoal.cuda_ext.packed_weight import PackedWeight
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """weight: [out, in] in the compute dtype; bias: [out]. A row-parallel layer's bias is on rank 0 alone."""
+    """weight: [out, in]; bias: float32 [out]. A row-parallel layer's bias is on rank 0 alone."""
 
-    weight: Tensor
+    weight: PackedWeight
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -52,13 +53,14 @@ class LayerParameters:
 class Parameters:
     """Everything that a rank loads. ``head`` is ``embedding`` itself where the two are tied."""
 
-    embedding: Tensor
+    embedding: PackedWeight
     layers: tuple[LayerParameters, ...]
     final_norm: Tensor
-    head: Tensor
+    head: PackedWeight
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the matrices; activations are float32."""
         return self.embedding.dtype
 
     @property
@@ -66,14 +68,26 @@ class Parameters:
         return sum(tensor.nbytes for tensor in self.tensors())
 
     def tensors(self) -> Iterator[Tensor]:
-        """All of them, a tied head once."""
-        yield from (self.embedding, self.final_norm)
+        """All of them as they lie in memory."""
+        yield from (weight.storage for weight in self.weights())
+        yield from self.vectors()
+
+    def weights(self) -> Iterator[PackedWeight]:
+        """Every matrix, a tied head once."""
+        yield self.embedding
         if self.head is not self.embedding:
             yield self.head
+        yield from (linear.weight for linear in self._linears())
+
+    def vectors(self) -> Iterator[Tensor]:
+        """Norms and biases."""
+        yield self.final_norm
         for layer in self.layers:
             attention, ffn = layer.attention, layer.ffn
             norms = (attention.norm, attention.q_norm, attention.k_norm, attention.post_norm, ffn.norm)
-            linears = (attention.qkv, attention.output, ffn.gate_up, ffn.down)
-            biases = (linear.bias for linear in linears)
-            yield from (linear.weight for linear in linears)
-            yield from (tensor for tensor in (*norms, ffn.post_norm, *biases) if tensor is not None)
+            yield from (norm for norm in (*norms, ffn.post_norm) if norm is not None)
+        yield from (linear.bias for linear in self._linears() if linear.bias is not None)
+
+    def _linears(self) -> Iterator[Linear]:
+        for layer in self.layers:
+            yield from (layer.attention.qkv, layer.attention.output, layer.ffn.gate_up, layer.ffn.down)

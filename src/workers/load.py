@@ -1,17 +1,19 @@
 """Fills one rank's ``Parameters`` from a checkpoint. Called by ``loop`` once in a process's life.
 
 Names and shapes are checked before anything is read. Every tensor is read once, only the rank's rows or columns of
-it, straight into the fused matrix where it belongs and in pieces, so that a load needs little more memory than
-the parameters themselves.
+it, straight into the fused matrix where it belongs and in pieces; a matrix is packed as soon as it is whole, the
+largest ones piece by piece, so that a load needs little more memory than the parameters themselves.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
+from shoal.cuda_ext.packed_weight import PANEL, PackedWeight, pack_weight
 from shoal.errors import ModelError
 from shoal.workers.architectures import Layout, choose_layout, expected_shapes, has_no_place
 from shoal.workers.layers import (
@@ -40,7 +42,7 @@ def load_parameters(
     dtype: torch.dtype,
     progress: Progress,
 ) -> Parameters:
-    """This rank's part of the model, matrices in ``dtype`` and norms in float32."""
+    """This rank's part of the model, matrices in ``dtype``, norms and biases in float32."""
     layout = choose_layout(description.family, frozenset(source.names()))
     shapes = expected_shapes(description, layout)
     _check(source, shapes, layout)
@@ -93,10 +95,26 @@ class _Reader:
         self._copy(weight, name, range(len(weight)))
         return weight.add_(offset)
 
+    def biases(self, parts: list[Rows]) -> Tensor:
+        """The parts side by side, in float32 as sums are."""
+        return self._stack(parts, (), None, torch.float32)
+
     def stack(self, parts: list[Rows], columns: range | None = None) -> Tensor:
-        """The parts one below the other: two dimensions for weights, one for biases."""
-        width = self._shapes[parts[0][0]][1:] if columns is None else (len(columns),)
-        stacked = torch.empty((sum(len(rows) for _, rows in parts), *width), dtype=self._dtype)
+        """The parts one below the other."""
+        width = self._shapes[parts[0][0]][1] if columns is None else len(columns)
+        return self._stack(parts, (width,), columns, self._dtype)
+
+    def table(self, name: str, rows: range) -> PackedWeight:
+        """The largest matrices: packed in pieces, so that they never exist twice."""
+        packed = PackedWeight.empty(len(rows), self._shapes[name][1], self._dtype)
+        for begin, piece in self._pieces(name, rows):
+            packed.write(begin, piece)
+        return packed
+
+    def _stack(
+        self, parts: list[Rows], width: tuple[int, ...], columns: range | None, dtype: torch.dtype
+    ) -> Tensor:
+        stacked = torch.empty((sum(len(rows) for _, rows in parts), *width), dtype=dtype)
         begin = 0
         for name, rows in parts:
             self._copy(stacked[begin : begin + len(rows)], name, rows, columns)
@@ -104,15 +122,24 @@ class _Reader:
         return stacked
 
     def _copy(self, target: Tensor, name: str, rows: range, columns: range | None = None) -> None:
+        for begin, piece in self._pieces(name, rows, columns):
+            target[begin : begin + len(piece)] = piece
+
+    def _pieces(self, name: str, rows: range, columns: range | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Whole panels of a tensor's rows, and where in ``rows`` they begin."""
         self._begun.add(name)
         self._progress(len(self._begun), len(self._shapes))
-        step = max(1, _PIECE_BYTES // (4 * max(1, target[:1].numel())))
+        row_bytes = 4 * math.prod(self._shapes[name][1:] if columns is None else (len(columns),))
+        step = max(PANEL, _PIECE_BYTES // row_bytes // PANEL * PANEL)
         for begin in range(0, len(rows), step):
             piece = rows[begin : begin + step]
-            target[begin : begin + len(piece)] = self._source.read(
-                name,
-                rows=slice(piece.start, piece.stop),
-                columns=None if columns is None else slice(columns.start, columns.stop),
+            yield (
+                begin,
+                self._source.read(
+                    name,
+                    rows=slice(piece.start, piece.stop),
+                    columns=None if columns is None else slice(columns.start, columns.stop),
+                ),
             )
 
 
@@ -134,8 +161,8 @@ class _Loader:
             head=embedding if self.description.tied_head else self._table(self.layout.head),
         )
 
-    def _table(self, name: str) -> Tensor:
-        return self.reader.stack([(f"{name}.weight", self.shard.vocab)])
+    def _table(self, name: str) -> PackedWeight:
+        return self.reader.table(f"{name}.weight", self.shard.vocab)
 
     def _norm(self, name: str) -> Tensor:
         return self.reader.norm(f"{name}.weight", self.description.norm_weight_offset)
@@ -168,12 +195,7 @@ class _Loader:
 
     def _qkv(self, prefix: str) -> Linear:
         rows = self._grouped_rows(prefix) if self.layout.grouped_qkv else self._separate_rows(prefix)
-        linear = self._column_parallel(rows, self.description.qkv_bias)
-        if self.layout.interleaved_rope:
-            self._pairs_to_halves(linear.weight)
-            if linear.bias is not None:
-                self._pairs_to_halves(linear.bias)
-        return linear
+        return self._column_parallel(rows, self.description.qkv_bias, self.layout.interleaved_rope)
 
     def _separate_rows(self, prefix: str) -> list[Rows]:
         layout, dim = self.layout, self.description.head_dim
@@ -196,19 +218,22 @@ class _Loader:
         halves = rotated.view(heads, self.description.head_dim // 2, 2, *rotated.shape[1:]).transpose(1, 2)
         rotated.copy_(halves.flatten(0, 2))
 
-    def _column_parallel(self, rows: list[Rows], bias: bool) -> Linear:
+    def _column_parallel(self, rows: list[Rows], bias: bool, interleaved_rope: bool = False) -> Linear:
         """Matrices of which this rank computes some of the outputs."""
-        return Linear(
-            self.reader.stack([(f"{name}.weight", part) for name, part in rows]),
-            self.reader.stack([(f"{name}.bias", part) for name, part in rows]) if bias else None,
-        )
+        weight = self.reader.stack([(f"{name}.weight", part) for name, part in rows])
+        biases = self.reader.biases([(f"{name}.bias", part) for name, part in rows]) if bias else None
+        if interleaved_rope:
+            self._pairs_to_halves(weight)
+            if biases is not None:
+                self._pairs_to_halves(biases)
+        return Linear(pack_weight(weight), biases)
 
     def _row_parallel(self, name: str, columns: range, bias: bool) -> Linear:
         """A matrix of which this rank has some of the inputs; the bias is added once, by rank 0."""
         rows = range(self.description.hidden_size)
         return Linear(
-            self.reader.stack([(f"{name}.weight", rows)], columns),
-            self.reader.stack([(f"{name}.bias", rows)]) if bias and self.shard.rank == 0 else None,
+            pack_weight(self.reader.stack([(f"{name}.weight", rows)], columns)),
+            self.reader.biases([(f"{name}.bias", rows)]) if bias and self.shard.rank == 0 else None,
         )
 
 

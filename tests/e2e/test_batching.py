@@ -16,7 +16,7 @@ WORDS = ["river", "stone", "lamp", "seven", "quiet", "engine", "paper", "north",
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with running_server("--dtype", "float32", "--instance_num", "64") as running:
+    with running_server("--instance_num", "64") as running:
         yield running
 
 
@@ -51,24 +51,8 @@ async def complete(url: str, body: dict[str, Any]) -> dict[str, Any]:
     return choice
 
 
-def first_difference(lone: list[str], batched: list[str]) -> int | None:
-    for index, pair in enumerate(zip(lone, batched, strict=True)):
-        if pair[0] != pair[1]:
-            return index
-    return None
-
-
-def is_near_tie(lone: dict[str, Any], batched: dict[str, Any], index: int, greedy: bool) -> bool:
-    """Whether both runs held the two tokens for equally likely, within what float32 rounding explains."""
-    mine, theirs = lone["logprobs"]["tokens"][index], batched["logprobs"]["tokens"][index]
-    if not greedy:
-        return False
-    tops = [run["logprobs"]["top_logprobs"][index] for run in (lone, batched)]
-    return all(mine in top and theirs in top and abs(top[mine] - top[theirs]) < 1e-3 for top in tops)
-
-
-def test_a_batch_of_32_gives_each_its_lone_answer(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    requests = mixed_requests(32, seed=20260101)
+def test_a_batch_of_32_gives_each_its_lone_answer(server: Server) -> None:
+    requests = mixed_requests(32, seed=time.time_ns())
 
     async def all_at_once() -> list[dict[str, Any]]:
         return await asyncio.gather(*(complete(server.url, body) for body in requests))
@@ -79,18 +63,8 @@ def test_a_batch_of_32_gives_each_its_lone_answer(server: Server, capsys: pytest
     rows = after["shoal:step_rows_total"] - before["shoal:step_rows_total"]
     steps = after["shoal:steps_total"] - before["shoal:steps_total"]
     assert rows / steps > 8, "the requests did not run together"
-
-    ties = 0
     for body, together in zip(requests, batched, strict=True):
-        alone = asyncio.run(complete(server.url, body))
-        index = first_difference(alone["logprobs"]["tokens"], together["logprobs"]["tokens"])
-        if index is None:
-            assert alone["text"] == together["text"]
-        else:
-            assert is_near_tie(alone, together, index, body["temperature"] == 0), (body, index)
-            ties += 1
-    with capsys.disabled():
-        print(f"\n[batching] {ties} of {len(requests)} answers differ from their lone run, each in a near-tie")
+        assert asyncio.run(complete(server.url, body)) == together, body
 
 
 def test_a_late_short_request_finishes_before_an_early_long_one(server: Server) -> None:

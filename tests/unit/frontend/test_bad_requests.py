@@ -1,5 +1,7 @@
 """The table of bad input: each gets a clear error in OpenAI's shape, and nothing reaches the scheduler."""
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -68,6 +70,7 @@ BAD_VALUES: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": HI, "top_k": 1.5}, "top_k"),
     (CHAT, {"messages": HI, "min_p": 1.01}, "min_p"),
     (CHAT, {"messages": HI, "repetition_penalty": 0}, "repetition_penalty"),
+    (CHAT, {"messages": HI, "repetition_penalty": 1e-300}, "repetition_penalty"),
     (CHAT, {"messages": HI, "presence_penalty": 2.5}, "presence_penalty"),
     (CHAT, {"messages": HI, "frequency_penalty": -2.5}, "frequency_penalty"),
     (CHAT, {"messages": HI, "seed": 1 << 64}, "seed"),
@@ -88,6 +91,7 @@ BAD_VALUES: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": HI, "logit_bias": {"-1": 1}}, "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"x": 1}}, "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"²": 1}}, "logit_bias"),
+    (CHAT, {"messages": HI, "logit_bias": {"5": 1, "05": -1}}, "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"5": 101}}, "logit_bias.5"),
     (CHAT, {"messages": HI, "top_logprobs": 21, "logprobs": True}, "top_logprobs"),
     (CHAT, {"messages": HI, "top_logprobs": 2}, "top_logprobs"),
@@ -202,6 +206,45 @@ def test_a_body_that_is_too_large(kit: Kit, path: str) -> None:
 def test_a_body_one_byte_too_large(kit: Kit) -> None:
     result = kit.post(COMPLETIONS, b"x" * (BODY_LIMIT_BYTES + 1))
     assert result.status_code == 413
+
+
+def test_an_announced_body_is_dropped_before_the_refusal(kit: Kit) -> None:
+    """Whoever sent Expect: 100-continue has been told to continue by then."""
+    result = kit.post(CHAT, b"x" * (10 << 20), Expect="100-continue")
+    assert result.json["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("came", [b"", b'{"prompt": "a"}'])
+def test_a_body_shorter_than_announced(kit: Kit, came: bytes) -> None:
+    """The HTTP server tells a body that did not come in time as a disconnect."""
+    answer = call(kit, "http", came, content_length=500)
+    assert answer[0]["status"] == 408
+    assert json.loads(answer[1]["body"])["error"]["param"] == "Content-Length"
+    assert kit.scheduler.submits == []
+
+
+def test_a_websocket_is_refused(kit: Kit) -> None:
+    assert call(kit, "websocket") == [{"type": "websocket.close"}]
+
+
+def call(kit: Kit, kind: str, body: bytes = b"", content_length: int = 0) -> list[dict[str, Any]]:
+    """What the application sends to a client that disconnects after ``body``."""
+    headers = [(b"host", b"localhost"), (b"content-length", str(content_length).encode())]
+    scope = {
+        "type": kind, "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": COMPLETIONS, "query_string": b"", "headers": headers, "root_path": "",
+    }  # fmt: skip
+    incoming = [{"type": "http.request", "body": body, "more_body": True}] if body else []
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return incoming.pop() if incoming else {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(kit.app(scope, receive, send))
+    return sent
 
 
 def test_a_compressed_body(kit: Kit) -> None:

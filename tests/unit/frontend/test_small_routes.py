@@ -1,5 +1,6 @@
 """Models, health, readiness, metrics, version, the signpost."""
 
+import pytest
 from frontend_kit import Kit, stats
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -85,3 +86,13 @@ def test_version_and_signpost() -> None:
     page = kit.get("/").json
     assert "/v1/chat/completions" in page["routes"]
     assert page["model"] == "served/model"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/models/served/model"]
+)
+def test_head_is_get_without_the_body(path: str) -> None:
+    kit = Kit()
+    head = kit.request("HEAD", path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert int(head.headers["content-length"]) > 0

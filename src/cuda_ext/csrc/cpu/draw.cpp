@@ -143,7 +143,7 @@ extern "C" EXPORT int shoal_draw(const DrawArgs* args) {
     const DrawArgs& a = *args;
     Carver measure(nullptr);
     carve(measure, a.vocabulary);
-    char* memory = arena.reserve(measure.taken() * thread_count);
+    char* memory = arena.reserve(measure.taken() * thread_count());
     if (!memory) return kNoMemory;
     bool any_drawn = false;
     for (int64_t row = 0; row < a.rows; row++) any_drawn |= a.temperature[row] != 0;

@@ -1,23 +1,39 @@
-// Rows of the embedding matrix, scaled; ids that this rank does not hold give zeros.
+// Rows of the embedding matrix, gathered from its panels (linear.h) and scaled; ids that this rank does not hold
+// give zeros.
 #pragma once
 
+#include "linear.h"
 #include "shoal_cpu.h"
-#include "vec.h"
 
 namespace {
 
+INLINE void gather(const float* word, int64_t dim, float scale, float* out) {
+    for (int64_t i = 0; i < dim; i++) out[i] = word[i * kPanel] * scale;
+}
+
+INLINE float widen_one(uint32_t high_bits) {
+    float x;
+    __builtin_memcpy(&x, &high_bits, sizeof x);
+    return x;
+}
+
+INLINE void gather(const bf16* word, int64_t dim, float scale, float* out) {
+    for (int64_t i = 0; i < dim; i++) out[i] = widen_one(uint32_t(word[i / 2 * 2 * kPanel + i % 2]) << 16) * scale;
+}
+
 template <typename T>
 void embed_tokens(const EmbedArgs& a, int64_t begin, int64_t end) {
-    const Vec scale = broadcast(float(a.scale));
+    constexpr int64_t step = Words<T>::kStep;
+    const int64_t panel_size = round_up(a.dim, step) * kPanel;
     for (int64_t token = begin; token < end; token++) {
         float* out = a.out + token * a.dim;
-        const int64_t local = a.ids[token] - a.first_id;
-        if (local < 0 || local >= a.rows) {
+        const int64_t row = a.ids[token] - a.first_id;
+        if (row < 0 || row >= a.rows) {
             __builtin_memset(out, 0, a.dim * sizeof(float));
             continue;
         }
-        const T* row = static_cast<const T*>(a.weight) + local * a.row_stride;
-        for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(out + i, load_n(row + i, n) * scale, n); });
+        const T* panel = static_cast<const T*>(a.panels) + row / kPanel * panel_size;
+        gather(panel + row % kPanel * step, a.dim, float(a.scale), out);
     }
 }
 

@@ -13,12 +13,12 @@ INLINE Vec gelu_tanh(Vec x) {
     return 0.5f * x * (1.0f + tanh_vec(inner));
 }
 
-template <typename T, Vec (*Activate)(Vec)>
+template <Vec (*Activate)(Vec)>
 void gated_activation_rows(const GatedActivationArgs& a, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) {
-        const T* gate = static_cast<const T*>(a.gate_up) + row * a.row_stride;
-        const T* up = gate + a.dim;
-        T* out = static_cast<T*>(a.out) + row * a.dim;
+        const float* gate = a.gate_up + row * a.row_stride;
+        const float* up = gate + a.dim;
+        float* out = a.out + row * a.dim;
         for_each_vec(a.dim, [&](int64_t i, int64_t n) {
             store_n(out + i, Activate(load_n(gate + i, n)) * load_n(up + i, n), n);
         });
@@ -26,10 +26,7 @@ void gated_activation_rows(const GatedActivationArgs& a, int64_t begin, int64_t 
 }
 
 void gated_activation(const GatedActivationArgs& a, int64_t begin, int64_t end) {
-    if (a.dtype == kFloat32)
-        (a.kind == kSilu ? gated_activation_rows<float, silu> : gated_activation_rows<float, gelu_tanh>)(a, begin, end);
-    else
-        (a.kind == kSilu ? gated_activation_rows<bf16, silu> : gated_activation_rows<bf16, gelu_tanh>)(a, begin, end);
+    (a.kind == kSilu ? gated_activation_rows<silu> : gated_activation_rows<gelu_tanh>)(a, begin, end);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "attention_plan.h"
 #include "draw_plan.h"
+#include "linear_plan.h"
 #include "shoal_cpu.h"
 
 struct Level {
@@ -12,6 +13,10 @@ struct Level {
     void (*rope_write_kv)(const RopeWriteKvArgs&, int64_t begin, int64_t end);
     void (*gated_activation)(const GatedActivationArgs&, int64_t begin, int64_t end);
     void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
+    void (*pack_weight)(const PackWeightArgs&, int64_t begin, int64_t end);  // panels
+    void (*lay_tiles)(const LinearArgs&, const LinearTiles&, float* to, int64_t begin, int64_t end);
+    void (*linear)(const LinearArgs&, const LinearTiles&, const LinearSpan&);
+    int64_t linear_rows;  // at most in a tile
     void (*paged_attention)(const AttentionArgs&, const AttentionSpan&, const AttentionScratch&);
     Peak (*find_peak)(const float* logits, int64_t count);
     void (*weigh_logits)(const float* logits, int64_t count, float peak, float temperature, float* weights,

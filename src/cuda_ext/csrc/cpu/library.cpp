@@ -75,7 +75,7 @@ EXPORT int shoal_use_level(const char* name) {
     return 0;
 }
 
-EXPORT void shoal_set_threads(int count) { thread_count = count > 1 ? count : 1; }
+EXPORT void shoal_set_threads(int count) { set_threads(count); }
 
 EXPORT int shoal_rms_norm(const RmsNormArgs* a) {
     parallel_ranges(a->outer * a->inner, rows_a_thread(a->dim),

@@ -78,7 +78,7 @@ extern "C" EXPORT int shoal_paged_attention(const AttentionArgs* args) {
     Carver size(nullptr);
     carve(size, a);
     auto* spans = reinterpret_cast<AttentionSpan*>(span_memory.reserve(work.spans * int64_t(sizeof(AttentionSpan))));
-    char* memory = scratch_memory.reserve(size.taken() * thread_count);
+    char* memory = scratch_memory.reserve(size.taken() * thread_count());
     if (!memory || (!spans && work.spans)) return kNoMemory;
     list_spans(a, spans);
 

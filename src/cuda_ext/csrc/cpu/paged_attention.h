@@ -9,6 +9,7 @@
 
 #include "attention_plan.h"
 #include "shoal_cpu.h"
+#include "transpose.h"
 #include "vec.h"
 
 namespace {
@@ -30,26 +31,6 @@ struct Ahead {
 };
 
 // --- keys: tile × dim → dim × tile ---
-
-// Rows of kWidth vectors become columns: log2(kWidth) rounds of interleaving halves.
-INLINE void transpose(Vec (&v)[kWidth]) {
-#if defined(__AVX512F__)
-    const IntVec low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-#elif defined(__AVX2__)
-    const IntVec low = {0, 8, 1, 9, 2, 10, 3, 11};
-#else
-    const IntVec low = {0, 4, 1, 5};
-#endif
-    const IntVec high = low + kWidth / 2;
-    for (int round = 1; round < kWidth; round *= 2) {
-        Vec mixed[kWidth];
-        for (int i = 0; i < kWidth / 2; i++) {
-            mixed[2 * i] = __builtin_shuffle(v[i], v[i + kWidth / 2], low);
-            mixed[2 * i + 1] = __builtin_shuffle(v[i], v[i + kWidth / 2], high);
-        }
-        for (int i = 0; i < kWidth; i++) v[i] = mixed[i];
-    }
-}
 
 template <typename Cache>
 INLINE void transpose_piece(const Cache* const* keys, int64_t dim, int64_t d, float* columns) {
@@ -162,7 +143,7 @@ void score_rows_of(int64_t rows, const float* q, const float* columns, int64_t d
 
 // --- one item ---
 
-template <typename Query, typename Cache>
+template <typename Cache>
 struct AttentionItem {
     const AttentionArgs& a;
     const AttentionSpan& span;
@@ -183,7 +164,7 @@ struct AttentionItem {
 
     void start() {
         for (int64_t row = 0; row < rows; row++) {
-            const Query* q = static_cast<const Query*>(a.q) + (span.first_token + row / group) * a.q_token_stride +
+            const float* q = a.q + (span.first_token + row / group) * a.q_token_stride +
                              (span.kv_head * group + row % group) * a.q_head_stride;
             for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(scratch.q + row * a.dim + i, load_n(q + i, n), n); });
             scratch.positions[row] = first_position + row / group;
@@ -303,7 +284,7 @@ struct AttentionItem {
     void finish() {
         for (int64_t row = 0; row < rows; row++) {
             const int64_t token = span.first_token + row / group, head = span.kv_head * group + row % group;
-            Query* out = static_cast<Query*>(a.out) + (token * a.heads + head) * a.dim;
+            float* out = a.out + (token * a.heads + head) * a.dim;
             const float* sums = scratch.sums + row * stride;
             const Vec total = broadcast(scratch.total[row]);
             for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(out + i, load(sums + i) / total, n); });
@@ -325,17 +306,10 @@ struct AttentionItem {
 };
 
 void paged_attention(const AttentionArgs& a, const AttentionSpan& span, const AttentionScratch& scratch) {
-    if (a.dtype == kFloat32) {
-        if (a.cache_dtype == kFloat32)
-            AttentionItem<float, float>{a, span, scratch}.run();
-        else
-            AttentionItem<float, bf16>{a, span, scratch}.run();
-    } else {
-        if (a.cache_dtype == kFloat32)
-            AttentionItem<bf16, float>{a, span, scratch}.run();
-        else
-            AttentionItem<bf16, bf16>{a, span, scratch}.run();
-    }
+    if (a.cache_dtype == kFloat32)
+        AttentionItem<float>{a, span, scratch}.run();
+    else
+        AttentionItem<bf16>{a, span, scratch}.run();
 }
 
 }  // namespace

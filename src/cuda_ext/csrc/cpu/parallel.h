@@ -1,33 +1,41 @@
-// Work over OpenMP threads. The library is linked against no OpenMP runtime: it uses the one that torch has
-// loaded, so that its threads are torch's threads.
+// Work over threads. Launchers are called from one thread, which takes part.
+//
+// The library has its own helpers: OpenMP waits until every thread has come, so one that another process keeps
+// from its core holds up each operator for a time slice. Here the caller begins at once, helpers that are awake
+// take items from it, and it waits only for items that somebody has begun.
 #pragma once
-
-#include <omp.h>
 
 #include <cstdint>
 
-inline int thread_count = 1;
+void set_threads(int count);
+int thread_count();
+
+// Calls run(work, item, thread) for each of [0, items), in any order, on up to thread_count() threads.
+void run_on_threads(int64_t items, void (*run)(const void* work, int64_t item, int thread), const void* work);
+
+// Calls work(item, thread) for each of [0, items), in any order.
+template <typename Work>
+void parallel_items(int64_t items, bool worth_it, const Work& work) {
+    if (!worth_it || items < 2 || thread_count() < 2) {
+        for (int64_t item = 0; item < items; item++) work(item, 0);
+        return;
+    }
+    run_on_threads(
+        items,
+        [](const void* it, int64_t item, int thread) { (*static_cast<const Work*>(it))(item, thread); },
+        &work);
+}
 
 // Calls work(begin, end) over [0, items), cut into pieces of at least ``grain`` items.
 template <typename Work>
-void parallel_ranges(int64_t items, int64_t grain, Work work) {
-    const int64_t most = items / grain;
-    const int parts = most < thread_count ? int(most) : thread_count;
+void parallel_ranges(int64_t items, int64_t grain, const Work& work) {
+    const int64_t most = items / grain, threads = thread_count();
+    const int64_t parts = most < threads ? most : threads;
     if (parts < 2) {
         work(int64_t(0), items);
         return;
     }
-#pragma omp parallel for num_threads(thread_count) schedule(static, 1)
-    for (int part = 0; part < parts; part++) work(items * part / parts, items * (part + 1) / parts);
-}
-
-// Calls work(item, thread) for each of [0, items), in any order.
-template <typename Work>
-void parallel_items(int64_t items, bool worth_it, Work work) {
-    if (!worth_it || items < 2 || thread_count < 2) {
-        for (int64_t item = 0; item < items; item++) work(item, 0);
-        return;
-    }
-#pragma omp parallel for num_threads(thread_count) schedule(dynamic, 1)
-    for (int64_t item = 0; item < items; item++) work(item, omp_get_thread_num());
+    parallel_items(parts, true, [&](int64_t part, int) {
+        work(items * part / parts, items * (part + 1) / parts);
+    });
 }

@@ -20,11 +20,10 @@ struct SquareSum {
     }
 };
 
-template <typename In, typename Out>
-void rms_norm_rows(const RmsNormArgs& a, int64_t begin, int64_t end) {
+void rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) {
-        const In* x = static_cast<const In*>(a.x) + row / a.inner * a.outer_stride + row % a.inner * a.inner_stride;
-        Out* out = static_cast<Out*>(a.out) + row * a.dim;
+        const float* x = a.x + row / a.inner * a.outer_stride + row % a.inner * a.inner_stride;
+        float* out = a.out + row * a.dim;
         SquareSum squares;
         for_each_vec(a.dim, [&](int64_t i, int64_t n) { squares.add(load_n(x + i, n), i); });
         const Vec scale = broadcast(squares.scale(a.dim, a.eps));
@@ -34,12 +33,11 @@ void rms_norm_rows(const RmsNormArgs& a, int64_t begin, int64_t end) {
     }
 }
 
-template <typename In, typename Out>
-void add_rms_norm_rows(const AddRmsNormArgs& a, int64_t begin, int64_t end) {
+void add_rms_norm(const AddRmsNormArgs& a, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) {
-        const In* x = static_cast<const In*>(a.x) + row * a.x_stride;
+        const float* x = a.x + row * a.x_stride;
         float* residual = a.residual + row * a.residual_stride;
-        Out* out = static_cast<Out*>(a.out) + row * a.dim;
+        float* out = a.out + row * a.dim;
         SquareSum squares;
         for_each_vec(a.dim, [&](int64_t i, int64_t n) {
             const Vec sum = load_n(residual + i, n) + load_n(x + i, n);
@@ -51,20 +49,6 @@ void add_rms_norm_rows(const AddRmsNormArgs& a, int64_t begin, int64_t end) {
             store_n(out + i, load_n(residual + i, n) * scale * load_n(a.weight + i, n), n);
         });
     }
-}
-
-void rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
-    if (a.x_dtype == kFloat32)
-        (a.out_dtype == kFloat32 ? rms_norm_rows<float, float> : rms_norm_rows<float, bf16>)(a, begin, end);
-    else
-        (a.out_dtype == kFloat32 ? rms_norm_rows<bf16, float> : rms_norm_rows<bf16, bf16>)(a, begin, end);
-}
-
-void add_rms_norm(const AddRmsNormArgs& a, int64_t begin, int64_t end) {
-    if (a.x_dtype == kFloat32)
-        (a.out_dtype == kFloat32 ? add_rms_norm_rows<float, float> : add_rms_norm_rows<float, bf16>)(a, begin, end);
-    else
-        (a.out_dtype == kFloat32 ? add_rms_norm_rows<bf16, float> : add_rms_norm_rows<bf16, bf16>)(a, begin, end);
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // The C interface of the CPU library: what binding.py mirrors as ctypes structures, field by field.
 //
 // Every operator takes one pointer to a struct of pointers, sizes and strides (in elements), and returns a
-// Status. Sizes are 64 bits wide. "Rows" of a matrix may be strided, their elements are contiguous.
+// Status. Sizes are 64 bits wide. "Rows" of a matrix may be strided, their elements are contiguous. Activations
+// are float32; dtype is that of weights or of the cache.
 #pragma once
 
 #include <cstdint>
@@ -21,28 +22,28 @@ enum Status : int {
 
 // x: [outer, inner, dim] → out: contiguous
 struct RmsNormArgs {
-    void* out;
-    const void* x;
+    float* out;
+    const float* x;
     const float* weight;
-    int64_t outer, inner, dim, outer_stride, inner_stride, x_dtype, out_dtype;
+    int64_t outer, inner, dim, outer_stride, inner_stride;
     double eps;
 };
 
 // residual: [rows, dim] += x; out = normalised residual, contiguous
 struct AddRmsNormArgs {
-    void* out;
+    float* out;
     float* residual;
-    const void* x;
+    const float* x;
     const float* weight;
-    int64_t rows, dim, residual_stride, x_stride, x_dtype, out_dtype;
+    int64_t rows, dim, residual_stride, x_stride;
     double eps;
 };
 
 // caches: [blocks, kv_heads, block_size, dim], contiguous
 struct RopeWriteKvArgs {
-    void* q;
-    const void* k;
-    const void* v;
+    float* q;
+    const float* k;
+    const float* v;
     const float* cos_sin;
     const int32_t* positions;
     void* k_cache;
@@ -50,36 +51,53 @@ struct RopeWriteKvArgs {
     const int64_t* cache_slots;
     int64_t tokens, heads, kv_heads, dim, rotary_dim, max_positions, blocks, block_size;
     int64_t q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride;
-    int64_t dtype, cache_dtype;
+    int64_t cache_dtype;
 };
 
 // out: [tokens, heads, dim], contiguous
 struct AttentionArgs {
-    void* out;
-    const void* q;
+    float* out;
+    const float* q;
     const void* k_cache;
     const void* v_cache;
     const int32_t* block_tables;
     const int32_t* query_starts;
     const int32_t* context_lens;
     int64_t tokens, sequences, heads, kv_heads, dim, blocks, block_size, table_width, table_stride;
-    int64_t q_token_stride, q_head_stride, window, dtype, cache_dtype;
+    int64_t q_token_stride, q_head_stride, window, cache_dtype;
     double scale, soft_cap;
 };
 
 // gate_up: [rows, 2 * dim] → out: [rows, dim], contiguous
 struct GatedActivationArgs {
-    void* out;
-    const void* gate_up;
-    int64_t rows, dim, row_stride, kind, dtype;
+    float* out;
+    const float* gate_up;
+    int64_t rows, dim, row_stride, kind;
 };
 
-// out: float32 [tokens, dim], contiguous
+// The panels of a weight: for each 16 outputs, for each word of inputs, one word an output. A word is a float or
+// two bfloat16. weight: whole words, of which the last may be padded; its first row is a panel's first.
+struct PackWeightArgs {
+    float* panels;
+    const float* weight;
+    int64_t rows, words, row_stride;
+};
+
+// out: [rows, outputs], contiguous; bias: [outputs] or null
+struct LinearArgs {
+    float* out;
+    const float* x;
+    const void* panels;
+    const float* bias;
+    int64_t rows, inputs, outputs, row_stride, dtype;
+};
+
+// panels: of linear; out: [tokens, dim], contiguous
 struct EmbedArgs {
     float* out;
     const int64_t* ids;
-    const void* weight;
-    int64_t tokens, rows, dim, row_stride, first_id, dtype;
+    const void* panels;
+    int64_t tokens, rows, dim, first_id, dtype;
     double scale;
 };
 

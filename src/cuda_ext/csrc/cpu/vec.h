@@ -45,6 +45,16 @@ INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// Rounded once at every level (fma only where that is one instruction).
+INLINE Vec fused(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+    return fma(a, b, c);
+#else
+    for (int i = 0; i < kWidth; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#endif
+}
+
 // The second argument wins where either is NaN.
 INLINE Vec max_vec(Vec a, Vec b) {
 #if defined(__AVX512F__)

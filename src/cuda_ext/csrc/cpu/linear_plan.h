@@ -1,0 +1,19 @@
+// What the launcher of linear hands to the kernels.
+#pragma once
+
+#include <cstdint>
+
+constexpr int64_t kPanel = 16;  // outputs of a panel
+
+// The rows of x, cut into tiles of about the same size: tile i is rows [first(i), first(i + 1)), and lies in
+// memory input by input, its rows side by side.
+struct LinearTiles {
+    const float* x;
+    int64_t rows, count, stride;
+    int64_t first(int64_t tile) const { return rows * tile / count; }
+};
+
+// One work item: every row of some tiles against some panels.
+struct LinearSpan {
+    int64_t first_tile, last_tile, first_panel, last_panel;
+};

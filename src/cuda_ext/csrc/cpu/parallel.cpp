@@ -1,0 +1,165 @@
+// The helper threads: they look for a new job for a moment, then sleep.
+#include "parallel.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+
+#include <atomic>
+
+namespace {
+
+constexpr int64_t kLookOut_ns = 50'000;  // the operators of a step follow each other in less
+constexpr int kMostThreads = 256;
+constexpr uint32_t kClosed = UINT32_MAX;
+
+typedef void (*Run)(const void*, int64_t, int);
+
+// The job of a generation. ``state`` is the generation and the next item to take, in one word, so that an item
+// can only be taken of the generation whose fields were read. It is closed while they are written.
+struct Job {
+    std::atomic<uint64_t> state{kClosed};
+    std::atomic<Run> run{nullptr};
+    std::atomic<const void*> work{nullptr};
+    std::atomic<uint32_t> items{0};
+    std::atomic<int> threads{0};
+    std::atomic<uint32_t> finished{0};
+};
+
+Job job;
+int wanted_threads = 1;
+int started_threads = 1;
+std::atomic<int> asleep{0};
+std::atomic<bool> caller_sleeps{false};
+pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+pthread_cond_t new_job = PTHREAD_COND_INITIALIZER;
+pthread_cond_t job_finished = PTHREAD_COND_INITIALIZER;
+
+uint32_t generation_of(uint64_t state) { return uint32_t(state >> 32); }
+uint64_t state_of(uint32_t generation, uint32_t item) { return uint64_t(generation) << 32 | item; }
+
+int64_t now_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return int64_t(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Whether ``happened`` became true within the look-out.
+template <typename Condition>
+bool look_out_for(Condition happened) {
+    const int64_t until = now_ns() + kLookOut_ns;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (happened()) return true;
+            pause();
+        }
+    } while (now_ns() < until);
+    return false;
+}
+
+void finish_item(uint32_t items) {
+    if (job.finished.fetch_add(1) + 1 != items || !caller_sleeps.load()) return;
+    pthread_mutex_lock(&mutex);
+    pthread_cond_signal(&job_finished);
+    pthread_mutex_unlock(&mutex);
+}
+
+bool is_closed(uint64_t state) { return uint32_t(state) == kClosed; }
+
+// Does items until none is left; returns the last generation that it saw open.
+uint32_t take_items(int thread) {
+    for (;;) {
+        uint64_t state = job.state.load();
+        if (is_closed(state)) return generation_of(state) - 1;
+        const Run run = job.run.load();
+        const void* work = job.work.load();
+        const uint32_t items = job.items.load(), item = uint32_t(state);
+        if (thread >= job.threads.load() || item >= items) return generation_of(state);
+        if (!job.state.compare_exchange_weak(state, state + 1)) continue;
+        run(work, item, thread);
+        finish_item(items);
+    }
+}
+
+bool opened_after(uint32_t generation) {
+    const uint64_t state = job.state.load();
+    return generation_of(state) != generation && !is_closed(state);
+}
+
+void sleep_until_after(uint32_t generation) {
+    pthread_mutex_lock(&mutex);
+    asleep++;
+    while (!opened_after(generation)) pthread_cond_wait(&new_job, &mutex);
+    asleep--;
+    pthread_mutex_unlock(&mutex);
+}
+
+void* help(void* thread) {
+    for (;;) {
+        const uint32_t seen = take_items(int(reinterpret_cast<intptr_t>(thread)));
+        if (!look_out_for([seen] { return opened_after(seen); })) sleep_until_after(seen);
+    }
+    return nullptr;
+}
+
+// Signals are the caller's. Where a thread cannot be had, the others do its part.
+void start_helpers() {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_t detached;
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    for (; started_threads < wanted_threads; started_threads++) {
+        pthread_t id;
+        if (pthread_create(&id, &detached, help, reinterpret_cast<void*>(intptr_t(started_threads)))) break;
+    }
+    pthread_attr_destroy(&detached);
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void publish(int64_t items, Run run, const void* work) {
+    const uint32_t generation = generation_of(job.state.load()) + 1;
+    job.state.store(state_of(generation, kClosed));
+    job.run.store(run);
+    job.work.store(work);
+    job.items.store(uint32_t(items));
+    job.threads.store(wanted_threads);
+    job.finished.store(0);
+    job.state.store(state_of(generation, 0));
+    if (asleep.load() == 0) return;
+    pthread_mutex_lock(&mutex);
+    pthread_cond_broadcast(&new_job);
+    pthread_mutex_unlock(&mutex);
+}
+
+void wait_for_finish(uint32_t items) {
+    const auto all_finished = [items] { return job.finished.load() == items; };
+    if (look_out_for(all_finished)) return;
+    pthread_mutex_lock(&mutex);
+    caller_sleeps = true;
+    while (!all_finished()) pthread_cond_wait(&job_finished, &mutex);
+    caller_sleeps = false;
+    pthread_mutex_unlock(&mutex);
+}
+
+}  // namespace
+
+void set_threads(int count) { wanted_threads = count < 1 ? 1 : count < kMostThreads ? count : kMostThreads; }
+
+int thread_count() { return wanted_threads; }
+
+void run_on_threads(int64_t items, Run run, const void* work) {
+    if (started_threads < wanted_threads) start_helpers();
+    publish(items, run, work);
+    take_items(0);
+    wait_for_finish(uint32_t(items));
+}
