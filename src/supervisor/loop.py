@@ -98,7 +98,7 @@ class Supervisor:
     def _child(self, name: str, command: Sequence[str], settings_path: Path) -> Child:
         env = {key: value for key, value in os.environ.items() if key != "GUNICORN_CMD_ARGS"}
         env["SHOAL_SETTINGS"] = str(settings_path)
-        # OpenMP threads that spin at a barrier take the core that frontends and clients need: 15 times slower.
+        # torch's OpenMP threads would else spin at barriers on the cores that frontends and clients need.
         env.setdefault("OMP_WAIT_POLICY", "passive")
         return Child(name, command, env, settings_path.parent, self._console.relay)
 
