@@ -181,7 +181,7 @@ _MODEL: Final = (
     ),
     Flag(
         "dtype",
-        "auto, float32 or bfloat16; auto takes bfloat16 where the processor computes in it; float16 is not "
+        "auto, float32 or bfloat16; auto takes bfloat16 where the compiled kernels run; float16 is not "
         "available yet",
         _one_of("auto", "float32", "bfloat16", "float16"),
         "auto",

@@ -1,4 +1,4 @@
-"""Ties between processes: a child that ends with its parent, handles on processes by pidfd.
+"""Ties between processes: a child that ends with its parent, orphans, handles on processes by pidfd.
 
 Called by the supervisor for the children it starts and first thing by each child's ``main``.
 """
@@ -6,7 +6,7 @@ Called by the supervisor for the children it starts and first thing by each chil
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ START_FAILED_EXIT: Final = 3
 """Exit code of a child that cannot start (a bad model, a taken port): starting it again would not help."""
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -25,10 +26,7 @@ def die_with_parent(parent_pid: int) -> None:
 
     A parent that ended before the call is noticed too: then this process ends here.
     """
-    arguments = (ctypes.c_ulong(value) for value in (signal.SIGKILL, 0, 0, 0))
-    if _LIBC.prctl(ctypes.c_int(_PR_SET_PDEATHSIG), *arguments) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
 
@@ -38,6 +36,23 @@ def die_with_supervisor() -> None:
     parent_pid = os.environ.get(PARENT_PID_VARIABLE, "")
     if parent_pid.isdecimal():
         die_with_parent(int(parent_pid))
+
+
+def adopt_orphans() -> None:
+    """Has the children of a child that ends become this process's own: ``reap_orphans`` sees to their ends."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def reap_orphans(known: Container[int | None]) -> None:
+    """Takes the exit codes of ended children, so that none stays a zombie; the ``known`` ones are another's to take."""
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None or ended.si_pid in known:
+            return
+        os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def open_pidfd(pid: int) -> int | None:
@@ -52,6 +67,13 @@ def available_cores() -> int:
     """Cores this process may use: its affinity mask, and the processor quotas of its cgroups."""
     cores = float(len(os.sched_getaffinity(0)))
     return max(1, int(min([cores, *_cgroup_cores()])))
+
+
+def _prctl(option: int, value: int) -> None:
+    arguments = (ctypes.c_ulong(argument) for argument in (value, 0, 0, 0))
+    if _LIBC.prctl(ctypes.c_int(option), *arguments) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
 
 
 def _cgroup_cores() -> Iterator[float]:

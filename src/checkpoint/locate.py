@@ -56,7 +56,7 @@ def locate_model(argument: str | None) -> ModelLocation:
 def _located(path: Path, name: str) -> ModelLocation:
     if path.is_dir():
         return _located_folder(path, name)
-    if path.suffix.lower() == ".gguf":
+    if path.suffix.lower() == ".gguf" and path.is_file():
         return ModelLocation(path=path, kind="gguf", default_name=name.removesuffix(path.suffix))
     raise ModelError(f"{path}: is neither a folder nor a .gguf file: give the folder that holds config.json")
 

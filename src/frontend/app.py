@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ import falcon.asgi
 from shoal import config, logs
 from shoal.checkpoint import describe, generation_defaults, locate_model
 from shoal.config import Settings
-from shoal.errors import RequestError, StartError
+from shoal.errors import RequestError
 from shoal.frontend import problems
 from shoal.frontend.chat import ChatCompletions
 from shoal.frontend.chat_template import ChatTemplate
@@ -25,7 +25,6 @@ from shoal.frontend.link import Link
 from shoal.frontend.metrics import Metrics
 from shoal.frontend.models import Model, Models
 from shoal.frontend.service import Service, pick_defaults
-from shoal.frontend.switchboard import Switchboard
 from shoal.frontend.tokenize import load_tokenizer
 
 SETTINGS_VARIABLE: Final = "SHOAL_SETTINGS"
@@ -37,14 +36,23 @@ AsgiApp = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 
 class Application:
-    """Reads the settings, loads the tokenizer and connects at start-up; then hands every request to Falcon."""
+    """Prepared in gunicorn's master, connected in each worker; then hands every request to Falcon."""
 
     def __init__(self) -> None:
+        self._settings: Settings | None = None
+        self._make_service: Callable[..., Service] | None = None
         self._routes: AsgiApp | None = None
         self._link: Link | None = None
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def prepare(self) -> None:
+        """Before the workers are forked: loads the model's tokenizer and template once for all of them. Raises
+        StartError."""
+        self._settings = config.load(Path(os.environ[SETTINGS_VARIABLE]))
+        logs.configure("frontend", self._settings.log_level)
+        self._make_service = load_service(self._settings)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """The ASGI entry."""
@@ -73,42 +81,35 @@ class Application:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        try:
-            await self._start()
-        except (StartError, OSError) as error:
-            sys.stderr.write(f"error: {error}\n")
-            sys.stderr.flush()
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
+        await self._start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> None:
-        settings = config.load(Path(os.environ[SETTINGS_VARIABLE]))
-        logs.configure("frontend", settings.log_level)
-        link = Link(settings.run_dir)
-        service = await asyncio.to_thread(make_service, settings, link.switchboard)
-        self._routes = make_app(service)
+        assert self._settings is not None
+        assert self._make_service is not None
+        link = Link(self._settings.run_dir)
+        self._routes = make_app(self._make_service(switchboard=link.switchboard))
         self._link = link
         link.start()
         await link.switchboard.informed(_GREETING_PATIENCE_S)
 
 
-def make_service(settings: Settings, switchboard: Switchboard) -> Service:
-    """Loads what the routes need of the model."""
+def load_service(settings: Settings) -> Callable[..., Service]:
+    """Loads what the routes need of the model; lacks only the ``switchboard``, which each process has for itself."""
     location = locate_model(settings.model)
     description = describe(location)
     tokenizer = load_tokenizer(settings.model)
-    return Service(
+    return partial(
+        Service,
         settings=settings,
         tokenizer=tokenizer,
         template=ChatTemplate.of(tokenizer, settings.chat_template),
         vocab_size=description.vocab_size,
         eos_ids=tuple(dict.fromkeys([*tokenizer.eos_ids, *description.eos_ids])),
         defaults=pick_defaults(generation_defaults(location)),
-        switchboard=switchboard,
         created=int(time.time()),
     )
 

@@ -6,11 +6,13 @@ Read in the master and in each worker; the settings file is named by the environ
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 from shoal import process
 from shoal.config import load as load_settings
+from shoal.errors import StartError
 from shoal.frontend.app import SETTINGS_VARIABLE, application
 
 _settings = load_settings(Path(os.environ[SETTINGS_VARIABLE]))
@@ -41,8 +43,13 @@ _FLUSH_S = 0.1
 
 
 def on_starting(server: Any) -> None:
-    """The master ends with the supervisor."""
+    """The master ends with the supervisor; what cannot be served is told once, before any worker."""
     process.die_with_supervisor()
+    try:
+        application.prepare()
+    except (StartError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(process.START_FAILED_EXIT)
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -46,7 +46,7 @@ class Link:
         """Says goodbye and closes."""
         if self.switchboard.scheduler_id:
             self._send(Goodbye(), self.switchboard.scheduler_id)
-        self.switchboard.lose_scheduler()
+        self.switchboard.leave()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

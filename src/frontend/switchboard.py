@@ -149,14 +149,24 @@ class Switchboard:
         if not self.scheduler_id:
             return
         event(LOGGER, "scheduler lost", logging.WARNING, open=len(self._open))
-        self.scheduler_id = 0
-        self.ready = self.draining = False
-        lost = Lost("scheduler_restarted", "the scheduler ended while it worked on this request; send it again")
-        for sequence in self._open.values():
-            sequence.mailbox.put(sequence.index, lost)
-        self._open.clear()
+        self._end_all(
+            "scheduler_restarted", "the scheduler ended while it worked on this request; send it again"
+        )
+
+    def leave(self) -> None:
+        """This process is about to end: so do its open sequences."""
+        self._end_all(
+            "draining", "the server shut down before this answer was complete; send the request again"
+        )
 
     # --- inside ---
+
+    def _end_all(self, code: str, detail: str) -> None:
+        self.scheduler_id = 0
+        self.ready = self.draining = False
+        for sequence in self._open.values():
+            sequence.mailbox.put(sequence.index, Lost(code, detail))
+        self._open.clear()
 
     def _greet(self, boot_id: int) -> None:
         if boot_id != self.scheduler_id:

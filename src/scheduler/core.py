@@ -16,6 +16,8 @@ from shoal.scheduler.plan import Step, plan
 from shoal.scheduler.prefix import PrefixIndex
 from shoal.scheduler.request import Event, Request
 
+SHUT_DOWN = "the server shut down before this answer was complete; send the request again"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
@@ -92,7 +94,9 @@ class Core:
 
     def cancel_all(self) -> list[Event]:
         """Ends everything."""
-        return [finish(self.book, self.pool, request, "cancelled") for request in self.book.all()]
+        return [
+            finish(self.book, self.pool, request, "cancelled", detail=SHUT_DOWN) for request in self.book.all()
+        ]
 
     def expire(self, now_ns: int) -> list[Event]:
         """Ends what has passed its deadline, running or waiting."""

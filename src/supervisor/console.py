@@ -43,6 +43,7 @@ class Console:
     def say(self, line: str) -> None:
         """One line on the error stream."""
         self.clear()
+        self._last_line = line
         self._write(self._err, f"{line}\n")
 
     def ready(self, text: str) -> None:

@@ -1,4 +1,5 @@
-"""The supervisor's socket to the scheduler: an observer that asks how far the start has come."""
+"""The supervisor's socket to the scheduler: an observer that asks how far the start has come, and then whether it
+still answers."""
 
 import os
 import time
@@ -14,9 +15,12 @@ _INTERVAL_S: Final = 0.2
 
 
 class Observer:
-    """One DEALER, used only until the server is ready."""
+    """One DEALER."""
 
     def __init__(self, run_dir: str) -> None:
+        self.unanswered = 0
+        """Questions since the last answer: not a time, since a supervisor that was stopped for an hour has asked
+        nothing meanwhile."""
         self._boot_id = wire.new_boot_id()
         self._scheduler_boot_id = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -25,12 +29,12 @@ class Observer:
         self._next_ask_s = 0.0
         self._latest: Stats | None = None
 
-    def ask(self) -> Stats | None:
+    def ask(self, interval_s: float = _INTERVAL_S) -> Stats | None:
         """The newest answer, None before the first; asks again when it is time. Never waits."""
         while self._socket.poll(0):
             self._take(self._socket.recv())
         if time.monotonic() >= self._next_ask_s:
-            self._next_ask_s = time.monotonic() + _INTERVAL_S
+            self._next_ask_s = time.monotonic() + interval_s
             self._say()
         return self._latest
 
@@ -42,6 +46,7 @@ class Observer:
         self._context.term()
 
     def _say(self) -> None:
+        self.unanswered += 1
         hello = Hello(PROTOCOL, wire.fingerprint(), self._boot_id, os.getpid(), "observer")
         if not self._scheduler_boot_id:
             self._socket.send(wire.encode(hello, 0))
@@ -52,6 +57,7 @@ class Observer:
         """The scheduler died: the next one is greeted anew."""
         self._scheduler_boot_id = 0
         self._latest = None
+        self.unanswered = 0
 
     def _take(self, frame: bytes) -> None:
         match self._inbox.decode(frame):
@@ -60,6 +66,7 @@ class Observer:
                 self._next_ask_s = 0.0
             case Stats() as stats:
                 self._latest = stats
+                self.unanswered = 0
             case Refused(detail=detail):
                 raise StartError(f"the scheduler is of another version: {detail}")
             case _:

@@ -1,4 +1,4 @@
-"""The supervisor's loop: wait, reap, start again, watch the start; at a signal drain and end everything.
+"""The supervisor's loop: wait, reap, start again, watch the scheduler; at a signal drain and end everything.
 
 Children are started from this thread alone: the kernel ends them with it (``process.die_with_parent``).
 """
@@ -20,7 +20,7 @@ from typing import Final
 from shoal import logs, process
 from shoal.config import Settings
 from shoal.errors import StartError
-from shoal.messages import Limits
+from shoal.messages import Limits, Stats
 from shoal.supervisor import report
 from shoal.supervisor.children import Child, Death
 from shoal.supervisor.console import Console
@@ -32,6 +32,9 @@ _IDLE_TICK_S: Final = 1.0
 _MOST_DEATHS_AT_START: Final = 3
 _FRONTENDS_READY_S: Final = 60.0
 """From a ready crew to a frontend that says so."""
+_QUESTION_EVERY_S: Final = 0.9
+"""Less than a tick: one question to the scheduler each."""
+_LEAST_SILENCE_S: Final = 5.0
 _GATEWAY_GRACE_S: Final = 5.0
 _FRONTENDS_GRACE_S: Final = 10.0
 _RANKS_GRACE_S: Final = 3.0
@@ -56,6 +59,7 @@ class Supervisor:
         self._signals: list[signal.Signals] = []
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._observer: Observer | None = None
+        self._announced = False
         self._crew_ready_s = 0.0
         self._deaths_at_start: Counter[str] = Counter()
         self._ranks = [
@@ -69,6 +73,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Until a signal: the exit code. Raises StartError where the server cannot start."""
+        process.adopt_orphans()
         self._listen_to_signals()
         self._observer = Observer(self._settings.run_dir)
         try:
@@ -76,7 +81,7 @@ class Supervisor:
                 self._wait()
                 self._reap()
                 self._start_what_is_due()
-                self._watch_the_start()
+                self._watch(self._observer)
             self._drain()
         finally:
             self._end_all()
@@ -91,7 +96,7 @@ class Supervisor:
 
     @property
     def _starting(self) -> bool:
-        return self._observer is not None
+        return not self._announced
 
     # --- children ----------------------------------------------------------------------------------------
 
@@ -120,6 +125,7 @@ class Supervisor:
             child.schedule_restart()
             if child is self._scheduler and self._observer is not None:
                 self._observer.forget_scheduler()
+        process.reap_orphans([child.pid for child in self._children])
 
     def _raise_where_hopeless(self, death: Death) -> None:
         """What failed at start, and would fail again."""
@@ -133,10 +139,14 @@ class Supervisor:
 
     # --- start -------------------------------------------------------------------------------------------
 
-    def _watch_the_start(self) -> None:
-        if self._observer is None:
-            return
-        stats = self._observer.ask()
+    def _watch(self, observer: Observer) -> None:
+        if self._starting:
+            self._watch_the_start(observer.ask())
+        else:
+            observer.ask(_QUESTION_EVERY_S)
+            self._end_what_hangs(observer)
+
+    def _watch_the_start(self, stats: Stats | None) -> None:
         if stats is None or not stats.ready or stats.limits is None:
             self._crew_ready_s = 0.0
             self._console.progress(*report.phase(stats))
@@ -144,6 +154,17 @@ class Supervisor:
             self._announce(stats.limits)
         else:
             self._console.progress(*report.phase(stats))
+
+    def _end_what_hangs(self, observer: Observer) -> None:
+        """A scheduler that does not answer for as long as a step may take is ended, and so started again. (It ends
+        ranks that hang, and gunicorn's master workers.)"""
+        patience_s = max(self._settings.step_timeout_s, _LEAST_SILENCE_S)
+        if self._scheduler.pid and observer.unanswered * _IDLE_TICK_S > patience_s:
+            self._tell(
+                "child_hangs", logging.ERROR, child="scheduler", questions_unanswered=observer.unanswered
+            )
+            self._scheduler.signal(signal.SIGKILL)
+            observer.forget_scheduler()
 
     def _frontends_ready(self) -> bool:
         self._crew_ready_s = self._crew_ready_s or time.monotonic()
@@ -154,7 +175,7 @@ class Supervisor:
         return False
 
     def _announce(self, limits: Limits) -> None:
-        self._stop_observing()
+        self._announced = True
         self._console.ready(report.ready(self._settings, limits))
         self._tell("ready", logging.INFO, url=report.url(self._settings), model=self._settings.model_name)
 

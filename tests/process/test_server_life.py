@@ -80,6 +80,27 @@ def test_a_child_that_is_killed_comes_back(shared: Server, kind: str, index: int
     assert complete(shared) == before
 
 
+def test_a_scheduler_that_hangs_is_ended_and_comes_back(model: str) -> None:
+    with fake_server(model, "--step_timeout", "1") as server:
+        before = complete(server)
+        (hung,) = server.children()["scheduler"]
+        os.kill(hung, signal.SIGSTOP)
+        status, text = complete(server)
+        assert (status, "scheduler ended" in text) == (503, True)
+        eventually(lambda: servers.is_ready(server.port))
+        assert not is_running(hung)
+        assert complete(server) == before
+
+
+def test_no_zombies_are_left(model: str) -> None:
+    """The supervisor takes over gunicorn's workers when their master dies."""
+    with fake_server(model) as server:
+        old = server.children()["gunicorn"]
+        os.kill(old[0], signal.SIGKILL)
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in old))
+        servers.wait_ready(server)
+
+
 def test_what_runs_is_finished_before_the_end(model: str) -> None:
     answers: list[tuple[int, str]] = []
     with fake_server(model, faults={"delay_ms": 60}) as server:
