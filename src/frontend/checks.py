@@ -64,9 +64,10 @@ def check_available(request: GenerationRequest) -> None:
     if isinstance(request, ChatCompletionRequest) and not isinstance(request.messages, str):
         for number, message in enumerate(request.messages):
             _refuse_unavailable(message, _MESSAGE_NEUTRAL, f"messages[{number}].")
-    if request.stream_options is not None:
-        _refuse_unavailable(request.stream_options, _STREAM_NEUTRAL, "stream_options.")
-        if not request.stream:
+    options = request.stream_options
+    if options is not None:
+        _refuse_unavailable(options, _STREAM_NEUTRAL, "stream_options.")
+        if not request.stream and (options.include_usage or options.continuous_usage_stats):
             raise invalid("stream_options", "is only allowed with stream: true")
 
 

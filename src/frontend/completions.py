@@ -88,9 +88,10 @@ def _text_ids(service: Service, limits: Limits, text: str, name: str) -> list[in
     ids = text_ids(service, limits, text, add_special=True, field=name)
     if ids:
         return ids
-    if service.tokenizer.bos_id is None:
+    bos_id = service.tokenizer.bos_id
+    if bos_id is None or bos_id >= service.vocab_size:
         raise checks.invalid(name, "must not be empty: this model has no token for the beginning of a text")
-    return [service.tokenizer.bos_id]
+    return [bos_id]
 
 
 def _check_many(prompts: int) -> None:

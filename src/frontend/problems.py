@@ -12,6 +12,7 @@ from shoal.errors import RequestError
 
 _LOGGER: Final = logging.getLogger("shoal.frontend")
 _ENCODER: Final = msgspec.json.Encoder()
+_LONGEST_TEXT: Final = 1000
 _TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
@@ -25,7 +26,13 @@ _TYPES: Final = {
 def error_body(error: RequestError) -> dict[str, dict[str, Any]]:
     """OpenAI's error object."""
     kind = "server_error" if error.status >= 500 else _TYPES.get(error.status, "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    param = None if error.param is None else _short(error.param)
+    return {"error": {"message": _short(error.message), "type": kind, "param": param, "code": error.code}}
+
+
+def _short(text: str) -> str:
+    """Messages quote what clients sent, a field's name of megabytes for one."""
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
 
 
 def encode_error(error: RequestError) -> bytes:

@@ -17,7 +17,20 @@ def text_ids(service: Service, limits: Limits, text: str, *, add_special: bool, 
         tokens = len(service.tokenizer.encode(text[:probe], add_special=add_special))
         if tokens > 2 * limits.session_len:
             raise overflow(limits, field, f"far more than {tokens} tokens are in the {field}")
-    return service.tokenizer.encode(text, add_special=add_special)
+    ids = service.tokenizer.encode(text, add_special=add_special)
+    if ids and max(ids) >= service.vocab_size:
+        raise _without_embedding(service, max(ids), field)
+    return ids
+
+
+def _without_embedding(service: Service, token_id: int, field: str) -> RequestError:
+    """Tokens are added to tokenizers, [PAD] for one, whose models were never given rows for them."""
+    spelled = service.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+    message = (
+        f"{field}: {spelled[:40]!r} is token {token_id}, which this model has no embedding for "
+        f"(0 to {service.vocab_size - 1}); leave it out"
+    )
+    return RequestError(400, message, param=field, code="invalid_value")
 
 
 def overflow(limits: Limits, field: str, numbers: str) -> RequestError:

@@ -58,7 +58,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             self.filters[name] = _guarded(self.filters[name], _check_arguments)
         self.filters["format"] = _guarded(self.filters["format"], _check_format_filter)
         self.filters["replace"] = _guarded(self.filters["replace"], _check_replace_filter)
-        self.filters["join"] = _guarded(self.filters["join"], _check_join_filter)
+        self.filters["join"] = _measured_join(self.filters["join"])
         del self.globals["lipsum"]
         self.globals["dict"] = _new_dict
         self.globals["raise_exception"] = _raise_exception
@@ -83,6 +83,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         _check_arguments(args, kwargs)
         method = getattr(function, "__wrapped__", function)
         if isinstance(text := getattr(method, "__self__", None), str):
+            args = _measured_arguments(method.__name__, args)
             _check_method(text, method.__name__, args)
         return super().call(context, function, *args, **kwargs)
 
@@ -145,6 +146,34 @@ def _guarded(filter_function: Callable[..., Any], check: Callable[..., None]) ->
     return guarded
 
 
+def _measured_join(join: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter ``join``, which takes any iterable."""
+
+    def measured(pass_arg: Any, items: Iterable[Any], d: str = "", attribute: Any = None) -> Any:
+        pieces = list(_measured(items))
+        _check_join(str(d), pieces)
+        return join(pass_arg, pieces, d, attribute)
+
+    for mark in ("jinja_pass_arg", "jinja_async_variant"):
+        if hasattr(join, mark):
+            setattr(measured, mark, getattr(join, mark))
+    return measured
+
+
+def _measured_arguments(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``str.join`` takes any iterable too."""
+    return (list(_measured(args[0])), *args[1:]) if name == "join" and args else args
+
+
+def _measured(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, as long as all together are not too large."""
+    total = 0
+    for item in _paced(items):
+        total += _size(item) + 1
+        _check_size(total)
+        yield item
+
+
 def _paced(items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
         check_time()
@@ -182,8 +211,10 @@ def _check_method(text: str, name: str, args: tuple[Any, ...]) -> None:
         _check_form(text)
     elif name == "replace":
         _check_replace(text, *args[:2])
-    elif name == "join" and args and isinstance(args[0], list | tuple):
+    elif name == "join" and args:
         _check_join(text, args[0])
+    elif name == "translate" and args and isinstance(args[0], dict):
+        _check_size(len(text) * max(map(_size, args[0].values()), default=0))
     elif name == "expandtabs" and args and isinstance(args[0], int):
         _check_size(text.count("\t") * max(args[0], 0))
 
@@ -198,12 +229,6 @@ def _check_replace_filter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
     old = kwargs.get("old", rest[0] if rest else "")
     new = kwargs.get("new", rest[1] if len(rest) > 1 else "")
     _check_replace(str(text), str(old), str(new))
-
-
-def _check_join_filter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    _, items, *rest = args
-    if isinstance(items, list | tuple):
-        _check_join(str(kwargs.get("d", rest[0] if rest else "")), items)
 
 
 def _check_replace(text: str, old: Any = "", new: Any = "") -> None:
@@ -258,9 +283,10 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Unlike Jinja's own it escapes no HTML characters."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    return "".join(_measured(encoder.iterencode(value)))
 
 
 def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:

@@ -1,6 +1,7 @@
 """What a model argument can be: a folder, a file, a cached hub name, nothing; and each way to get it wrong."""
 
 import hashlib
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,6 +112,9 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="neither a folder nor"):
         locate_model(str(tmp_path / "config.json"))
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(ModelError, match="neither a folder nor"):
+        locate_model(str(tmp_path / "pipe.gguf"))
     (tmp_path / "triton_models").mkdir()
     with pytest.raises(ModelError, match=r"LMDeploy.*give the original Hugging Face folder"):
         locate_model(str(tmp_path))

@@ -251,6 +251,13 @@ def test_a_compressed_body(kit: Kit) -> None:
     assert kit.post(CHAT, b"\x1f\x8b", **{"Content-Encoding": "gzip"}).status_code == 415
 
 
+@pytest.mark.parametrize("body", [{"x" * 99_999: 1, "prompt": "a"}, {"model": "x" * 99_999, "prompt": "a"}])
+def test_errors_quote_only_the_beginning_of_what_is_long(kit: Kit, body: dict[str, Any]) -> None:
+    result = kit.post(COMPLETIONS, body)
+    assert result.status_code in (400, 404)
+    assert 1000 < len(result.content) < 3000
+
+
 def test_an_unknown_model_is_told_the_served_one(kit: Kit) -> None:
     for path, body in ((CHAT, {"messages": HI}), (COMPLETIONS, {"prompt": "a"})):
         result = kit.post(path, {"model": "internlm-chat-7b", **body})
@@ -298,6 +305,19 @@ def test_unknown_routes_and_methods(kit: Kit) -> None:
     assert wrong.status_code == 405
     assert wrong.json["error"]["code"] == "method_not_allowed"
     assert "POST" in wrong.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, {"messages": "a<|begin|>"}), (COMPLETIONS, {"prompt": ["a", "a<|begin|>"]})]
+)
+def test_a_text_with_a_token_that_the_model_has_no_row_for(path: str, body: dict[str, Any]) -> None:
+    kit = Kit()
+    kit.service.vocab_size = 257
+    result = kit.post(path, body)
+    assert result.status_code == 400
+    assert "<|begin|>" in result.json["error"]["message"]
+    assert "257" in result.json["error"]["message"]
+    assert kit.scheduler.submits == []
 
 
 def test_chat_without_a_template() -> None:

@@ -253,6 +253,8 @@ def test_neutral_values_are_accepted() -> None:
         "model": "",
     }
     assert kit.chat(**neutral).status_code == 200
+    for options in ({}, {"include_usage": False, "continuous_usage_stats": None}):
+        assert kit.chat(stream_options=options).status_code == 200
 
 
 def test_messages_of_every_kind_reach_the_template() -> None:

@@ -36,6 +36,8 @@ FEATURES = (
     "{% endfor %}",
     "{{ bos_token }}{{ missing }}{{ flag }}{% if unset is defined %}x{% endif %}{{ messages | length }}",
     "{{ messages | map(attribute='role') | join(', ') }}{{ messages[1:] | length }}{{ messages[-1].role }}",
+    "{{ ','.join(messages | map(attribute='content')) }}{{ messages | join('-', attribute='role') }}"
+    "{{ 'ab' | join(1) }}",
     "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ loop.previtem is defined }}"
     "{{ loop.revindex }}{{ loop.cycle('a', 'b') }}{% else %}none{% endfor %}",
     "{{ messages[0].content.split(' ') }}{{ messages[1].content.strip().upper().replace('H', 'J') }}{{ 'a' * 3 }}",
@@ -196,6 +198,9 @@ HOSTILE = {
     "wide replace": "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
     "wide replace filter": "{{ ('x' * 1000000) | replace('x', 'y' * 1000000) }}",
     "wide join": "{{ (['x' * 1000000] * 1000000) | join }}",
+    "wide join of a generator": "{{ (['x' * 1000000] * 1000) | map('upper') | join }}",
+    "wide join method": "{{ ''.join((['x' * 1000000] * 1000) | map('upper')) }}",
+    "wide translation": "{{ ('x' * 100000).translate({120: 'y' * 1000000}) }}",
     "doubling by +": "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "doubling by ~": "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
     "doubling by set": "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}"
@@ -220,6 +225,7 @@ def test_hostile_templates_end_in_a_refusal(name: str) -> None:
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% set r = range(9999) %}{% for i in r %}{% for j in r %}{% for k in r %}{% endfor %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{{ ([[1] * 1000] * 100000) | tojson }}",
     ],
 )
 def test_endless_templates_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@
 namespace {
 
 constexpr int kVecs = int(kPanel) / kWidth;  // of a panel
-constexpr int kMostRows = kWidth == 16 ? 12 : kWidth == 8 ? 6 : 4;
+constexpr int kMostRows = kWidth == 16 ? 8 : kWidth == 8 ? 6 : 4;
 constexpr int kChains = kWidth == 16 ? 24 : 12;  // vectors of sums that leave registers for weights and x
 constexpr int64_t kInputsAtOnce = 512;           // of several tiles: x and weights that stay in the caches
 
+constexpr int64_t kRowsToFetchAhead = 4;         // with fewer the processor fetches as fast by itself
 constexpr int64_t kPanelsAtOnce = 8;             // they meet a tile before the next tile comes
 
 constexpr int panels_at_once(int rows) {
@@ -67,11 +68,20 @@ INLINE void add_word(const float* x, const float* words, int64_t panel_stride, S
         }
 }
 
+// Words [from, to) of the panels that come after these are asked of the memory meanwhile.
+struct NextPanels {
+    int64_t distance, from, to;
+};
+
 template <int Rows, int Panels, typename Weight>
 INLINE void add_products(const float* x, const float* words, int64_t panel_stride, int64_t inputs,
-                         Sums<Rows, Panels>& sums) {
+                         const NextPanels& ahead, Sums<Rows, Panels>& sums) {
     constexpr int step = Words<Weight>::kStep;
-    for (int64_t k = 0; k + step <= inputs; k += step) {
+    const int64_t whole = inputs / step;
+    for (int64_t k = 0; k < whole; k++) {
+        if (k >= ahead.from && k < ahead.to)
+#pragma GCC unroll 8
+            for (int p = 0; p < Panels; p++) __builtin_prefetch(words + ahead.distance + p * panel_stride);
         add_word<Rows, Panels, Weight, step>(x, words, panel_stride, sums);
         x += step * Rows;
         words += kPanel;
@@ -100,16 +110,17 @@ template <typename Weight>
 struct Block {
     const float* words;  // the first panel's
     int64_t panel_stride, from, to;
+    NextPanels ahead;
 };
 
 // x: the tile's, at input ``from``.
 template <int Rows, int Panels, typename Weight>
 INLINE void tile_block(const LinearArgs& a, const float* x, int64_t row, int64_t panel, const Block<Weight>& block) {
-    const auto [words, panel_stride, from, to] = block;
+    const auto [words, panel_stride, from, to, ahead] = block;
     Sums<Rows, Panels> sums = {};
     if (from > 0)
         each_sum(a, row, panel, sums, [](Vec& sum, int64_t, float* out, int64_t n) { sum = load_n(out, n); });
-    add_products<Rows, Panels, Weight>(x, words, panel_stride, to - from, sums);
+    add_products<Rows, Panels, Weight>(x, words, panel_stride, to - from, ahead, sums);
     const float* bias = to == a.inputs ? a.bias : nullptr;
     each_sum(a, row, panel, sums, [bias](Vec& sum, int64_t output, float* out, int64_t n) {
         store_n(out, bias ? sum + load_n(bias + output, n) : sum, n);
@@ -145,9 +156,14 @@ void linear_span(const LinearArgs& a, const LinearTiles& tiles, const LinearSpan
     for (int64_t from = 0; from < a.inputs; from += inputs)
         for (int64_t panel = span.first_panel; panel < span.last_panel; panel += kPanelsAtOnce) {
             const float* words = static_cast<const float*>(a.panels) + panel * panel_stride + from / step * kPanel;
-            const Block<Weight> block{words, panel_stride, from, min_of(from + inputs, a.inputs)};
-            const int64_t last = min_of(panel + kPanelsAtOnce, span.last_panel);
+            const int64_t to = min_of(from + inputs, a.inputs), last = min_of(panel + kPanelsAtOnce, span.last_panel);
+            const int64_t tile_count = span.last_tile - span.first_tile;
+            const bool is_worth_it = tile_count > 1 || a.rows >= kRowsToFetchAhead;
+            const int64_t share = is_worth_it ? (to - from) / step / tile_count + 1 : 0;
             for (int64_t tile = span.first_tile; tile < span.last_tile; tile++) {
+                const int64_t part = (tile - span.first_tile) * share;
+                const NextPanels ahead{kPanelsAtOnce * panel_stride, part, part + share};
+                const Block<Weight> block{words, panel_stride, from, to, ahead};
                 const int64_t row = tiles.first(tile), rows = tiles.first(tile + 1) - row;
                 tile_of<kMostRows, Weight>(rows, a, tiles.x + tile * tiles.stride, row, panel, last, block);
             }
