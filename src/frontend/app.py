@@ -25,11 +25,10 @@ from shoal.frontend.link import Link
 from shoal.frontend.metrics import Metrics
 from shoal.frontend.models import Model, Models
 from shoal.frontend.service import Service, pick_defaults
+from shoal.frontend.switchboard import GREETING_PATIENCE_S
 from shoal.frontend.tokenize import load_tokenizer
 
 SETTINGS_VARIABLE: Final = "SHOAL_SETTINGS"
-_GREETING_PATIENCE_S: Final = 1.0
-"""Before the first connection is accepted, so that a server that is up never looks down from one frontend."""
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
@@ -94,7 +93,7 @@ class Application:
         self._routes = make_app(self._make_service(switchboard=link.switchboard))
         self._link = link
         link.start()
-        await link.switchboard.informed(_GREETING_PATIENCE_S)
+        await link.switchboard.informed(GREETING_PATIENCE_S)
 
 
 def load_service(settings: Settings) -> Callable[..., Service]:
@@ -117,6 +116,7 @@ def load_service(settings: Settings) -> Callable[..., Service]:
 def make_app(service: Service) -> AsgiApp:
     """Falcon with every route, and an ``Exchange`` around each call."""
     app = falcon.asgi.App(middleware=[Gate(service.settings)])
+    app.req_options.strip_url_path_trailing_slash = True
     problems.register(app)
     routes: dict[str, object] = {
         "/v1/models": Models(service),

@@ -47,7 +47,7 @@ class ChatCompletions:
         checks.check_available(request)
         exchange.user = request.user or ""
         logprobs = checks.chat_logprobs(request)
-        limits = self._service.switchboard.check_ready()
+        limits = await self._service.switchboard.wait_ready()
         prompt = await off_loop(
             _characters(request.messages), lambda: _prompt_ids(self._service, limits, request.messages)
         )

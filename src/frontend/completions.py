@@ -40,7 +40,7 @@ class Completions:
         checks.check_best_of(request)
         exchange.user = request.user or ""
         logprobs = checks.completion_logprobs(request)
-        limits = self._service.switchboard.check_ready()
+        limits = await self._service.switchboard.wait_ready()
         prompts = await off_loop(
             _characters(request.prompt), lambda: _prompts(self._service, limits, request.prompt)
         )

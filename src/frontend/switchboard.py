@@ -34,6 +34,8 @@ from shoal.messages import (
 
 LOGGER: Final = logging.getLogger("shoal.frontend")
 RETRY_AFTER_S: Final = 1.0
+GREETING_PATIENCE_S: Final = 1.0
+"""For a scheduler to say whether it serves: so that a server that is up never looks down from one frontend."""
 
 
 class OpenSequence(Struct):
@@ -76,6 +78,13 @@ class Switchboard:
         if not self.ready or self.limits is None:
             raise _unavailable("the model is being loaded", "not_ready")
         return self.limits
+
+    async def wait_ready(self) -> Limits:
+        """``check_ready`` with a little patience for a scheduler that has just been started again: it has welcomed
+        another frontend perhaps, which says that the server is ready."""
+        if not self.scheduler_id:
+            await self.informed(GREETING_PATIENCE_S)
+        return self.check_ready()
 
     def submit(self, template: Submit, mailbox: Mailbox, index: int) -> int:
         """Sends ``template`` under a new number, whose news go to ``mailbox``; returns the number."""
@@ -164,6 +173,7 @@ class Switchboard:
     def _end_all(self, code: str, detail: str) -> None:
         self.scheduler_id = 0
         self.ready = self.draining = False
+        self._informed.clear()
         for sequence in self._open.values():
             sequence.mailbox.put(sequence.index, Lost(code, detail))
         self._open.clear()

@@ -59,6 +59,13 @@ def complete(server: Server, max_tokens: int = 5) -> tuple[int, str]:
     return status, answer["choices"][0]["text"] if status == 200 else str(answer)
 
 
+def all_children(server: Server, ranks: int) -> dict[str, list[int]]:
+    """The children once there are as many as there should be: the server is ready with its first frontend."""
+    expected = {"rank": ranks, "scheduler": 1, "gunicorn": 3}
+    eventually(lambda: {kind: len(pids) for kind, pids in server.children().items()} == expected)
+    return server.children()
+
+
 @pytest.mark.parametrize(
     ("kind", "index"), [("rank", 0), ("rank", 1), ("scheduler", 0), ("gunicorn", 0), ("gunicorn", 1)]
 )
@@ -66,8 +73,7 @@ def test_a_child_that_is_killed_comes_back(shared: Server, kind: str, index: int
     servers.wait_ready(shared)
     before = complete(shared)
     assert before[0] == 200
-    children = shared.children()
-    assert {name: len(pids) for name, pids in children.items()} == {"rank": 2, "scheduler": 1, "gunicorn": 3}
+    children = all_children(shared, ranks=2)
     victim = children[kind][index]
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: not is_running(victim))
@@ -95,7 +101,7 @@ def test_a_scheduler_that_hangs_is_ended_and_comes_back(model: str) -> None:
 def test_no_zombies_are_left(model: str) -> None:
     """The supervisor takes over gunicorn's workers when their master dies."""
     with fake_server(model) as server:
-        old = server.children()["gunicorn"]
+        old = all_children(server, ranks=1)["gunicorn"]
         os.kill(old[0], signal.SIGKILL)
         eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in old))
         servers.wait_ready(server)
@@ -138,8 +144,7 @@ def complete_or_fail(server: Server) -> None:
 
 def test_nobody_outlives_the_supervisor(model: str) -> None:
     with fake_server(model, "--tp", "2") as server:
-        children = [pid for pids in server.children().values() for pid in pids]
-        assert len(children) == 6
+        children = [pid for pids in all_children(server, ranks=2).values() for pid in pids]
         server.process.kill()
         server.process.wait()
         eventually(lambda: not any(map(is_running, children)), GONE_S)

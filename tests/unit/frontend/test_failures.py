@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from frontend_kit import Kit, events, limits
 
-from shoal.messages import Availability, Draining, Finished, Progress, Rejected, TokenRun, Welcome
+from shoal.messages import Availability, Draining, Finished, Limits, Progress, Rejected, TokenRun, Welcome
 
 
 def _failed(reason: Any, detail: str = "") -> Progress:
@@ -72,7 +72,8 @@ def test_a_failure_in_a_stream_is_one_event_and_the_end() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_lost_scheduler_ends_what_it_carried(stream: bool) -> None:
+def test_a_lost_scheduler_ends_what_it_carried(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.frontend.switchboard.GREETING_PATIENCE_S", 0.01)
     kit = Kit()
 
     def lose(_submit: Any) -> None:
@@ -90,6 +91,30 @@ def test_a_lost_scheduler_ends_what_it_carried(stream: bool) -> None:
     kit.scheduler.switchboard.accept(Availability(True, limits()))
     kit.says("back")
     assert kit.chat().json["choices"][0]["message"]["content"] == "back"
+
+
+def test_a_request_has_patience_with_a_scheduler_that_is_started_again() -> None:
+    board = Kit().scheduler.switchboard
+
+    async def come_back() -> Limits:
+        board.lose_scheduler()
+        for message in (Welcome(8, 1), Availability(True, limits())):
+            asyncio.get_running_loop().call_later(0.02, board.accept, message)
+        return await board.wait_ready()
+
+    assert asyncio.run(come_back()) == limits()
+    assert board.scheduler_id == 8
+
+
+def test_leaving_ends_what_is_open() -> None:
+    kit = Kit()
+
+    def leave(_submit: Any) -> None:
+        asyncio.get_running_loop().call_later(0.01, kit.scheduler.switchboard.leave)
+
+    kit.scheduler.answer = leave
+    result = kit.chat()
+    assert (result.status_code, result.json["error"]["code"]) == (503, "draining")
 
 
 def test_draining_refuses_new_requests() -> None:

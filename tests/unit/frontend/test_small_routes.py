@@ -17,6 +17,7 @@ def test_models() -> None:
     assert card["permission"][0]["object"] == "model_permission"
     for path in ("/v1/models/served/model", "/v1/models/served%2Fmodel"):
         assert kit.get(path).json == card
+    assert kit.get("/v1/models/").json == kit.get("/v1/models").json
     missing = kit.get("/v1/models/other/model")
     assert missing.status_code == 404
     assert "served/model" in missing.json["error"]["message"]
