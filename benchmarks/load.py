@@ -8,7 +8,6 @@ latency between the following events.
 import asyncio
 import json
 import random
-import statistics
 import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -47,11 +46,6 @@ def quantile(values: list[float], share: float) -> float:
     """The value below which ``share`` of the values lie (nearest rank); 0 for none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
-
-
-def median(values: list[float]) -> float:
-    """statistics.median, 0 for none."""
-    return statistics.median(values) if values else 0.0
 
 
 def distinct_prompts(count: int, prompt_tokens: int, vocab_size: int, seed: int) -> list[list[int]]:

@@ -21,7 +21,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The id under which the API serves it."""
     run_dir: str
     """Sockets, settings file, lock; mode 0700, a short path."""
-    boot_no: int = 0
     server_name: str = "127.0.0.1"
     server_port: int = 23333
     frontends: int = 2
