@@ -22,6 +22,11 @@ class Answer:
     completion_tokens: int = 0
     prompt_tokens: int = 0
 
+    @property
+    def tpot_s(self) -> float:
+        """Time a token after the first, whatever number of tokens an event carried."""
+        return sum(self.gaps_s) / max(1, self.completion_tokens - 1)
+
 
 @dataclass(slots=True)
 class Report:
@@ -41,6 +46,9 @@ class Report:
     def gap_ms(self, share: float) -> float:
         return 1000 * quantile([gap for answer in self.answers for gap in answer.gaps_s], share)
 
+    def tpot_ms(self, share: float) -> float:
+        return 1000 * quantile([answer.tpot_s for answer in self.answers], share)
+
 
 def quantile(values: list[float], share: float) -> float:
     """The value below which ``share`` of the values lie (nearest rank); 0 for none."""
@@ -55,18 +63,20 @@ def distinct_prompts(count: int, prompt_tokens: int, vocab_size: int, seed: int)
 
 
 async def measure(
-    url: str, model: str, prompts: list[list[int]], concurrency: int, output_tokens: int
+    url: str, model: str, prompts: list[list[int]], concurrency: int, output_tokens: int | list[int]
 ) -> Report:
-    """Sends every prompt once, ``concurrency`` at a time."""
-    waiting = list(reversed(prompts))
+    """Sends every prompt once, ``concurrency`` at a time; ``output_tokens`` for all, or one number a prompt."""
+    lengths = [output_tokens] * len(prompts) if isinstance(output_tokens, int) else output_tokens
+    waiting = list(zip(reversed(prompts), reversed(lengths), strict=True))
     answers: list[Answer] = []
 
     async def client() -> None:
         while waiting:
+            prompt, length = waiting.pop()
             body = {
                 "model": model,
-                "prompt": waiting.pop(),
-                "max_tokens": output_tokens,
+                "prompt": prompt,
+                "max_tokens": length,
                 "temperature": 0,
                 "ignore_eos": True,
                 "stream": True,
@@ -106,7 +116,7 @@ async def stream_completion(url: str, body: dict[str, object]) -> Answer:
         if "error" in event:
             raise RuntimeError(f"the stream ended in an error: {event['error']}")
         now_s = time.perf_counter()
-        if event.get("choices") and not event["choices"][0].get("finish_reason"):
+        if event.get("choices") and is_token(event["choices"][0], first=not last_s):
             if last_s:
                 answer.gaps_s.append(now_s - last_s)
             else:
@@ -119,3 +129,8 @@ async def stream_completion(url: str, body: dict[str, object]) -> Answer:
     if not done:
         raise RuntimeError("the stream ended without [DONE]")
     return answer
+
+
+def is_token(choice: dict[str, object], first: bool) -> bool:
+    """Some servers end with an event of its own, others say in the last token's event that they finish."""
+    return first or bool(choice.get("text")) or not choice.get("finish_reason")

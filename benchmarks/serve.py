@@ -24,6 +24,7 @@ import load
 ROOT = Path(__file__).resolve().parent.parent
 _REQUESTS_A_CLIENT = 2
 _START_TIMEOUT_S = 180
+_VECTOR_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def main() -> None:
@@ -75,9 +76,7 @@ def parse() -> argparse.Namespace:
 @contextlib.contextmanager
 def own_server(model: str, flags: list[str]) -> Iterator[tuple[str, int]]:
     """A server of ours on a free loopback port: its URL and the supervisor's pid."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(ROOT / "bin/api_server"), *([model] if model else []), "--server_port", str(port), *flags]
     server = subprocess.Popen(command, stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
@@ -89,16 +88,24 @@ def own_server(model: str, flags: list[str]) -> Iterator[tuple[str, int]]:
         server.wait(60)
 
 
-def wait_ready(url: str, server: "subprocess.Popen[bytes]") -> None:
-    """Until /ready answers 200. Raises RuntimeError when the server ends or takes too long."""
-    deadline_s = time.monotonic() + _START_TIMEOUT_S
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_ready(
+    url: str, server: "subprocess.Popen[bytes]", path: str = "/ready", timeout_s: float = _START_TIMEOUT_S
+) -> None:
+    """Until ``path`` answers 200. Raises RuntimeError when the server ends or takes too long."""
+    deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         if server.poll() is not None:
             raise RuntimeError(f"the server ended with exit code {server.returncode}")
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/ready"):
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}{path}"):
             return
         time.sleep(0.2)
-    raise RuntimeError(f"the server was not ready within {_START_TIMEOUT_S} s")
+    raise RuntimeError(f"the server was not ready within {timeout_s:.0f} s")
 
 
 def fetch(url: str) -> dict:
@@ -133,7 +140,7 @@ def processor() -> str:
     """Model name and the vector extensions that matter."""
     text = Path("/proc/cpuinfo").read_text()
     name = next((line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), "?")
-    flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if flag in text]
+    flags = [flag for flag in _VECTOR_FLAGS if f" {flag}" in text]
     return f"{name} ({' '.join(flags)}), {platform.machine()}"
 
 

@@ -11,12 +11,14 @@ from shoal.errors import StartError
 
 _USAGE = """\
 usage: shoal serve api_server [MODEL] [HOST] [--flag value ...]
+       shoal serve api_client [URL] [--flag value ...]
+       shoal serve gradio [URL] [--flag value ...]
        shoal --version
 
-Commands:
-  serve api_server   serves a model over HTTP; its flags: shoal serve api_server --help
-  serve api_client   chats from a terminal (not available yet)
-  serve gradio       serves a web page (not available yet)
+Commands, each with a --help of its own:
+  serve api_server   serves a model over HTTP
+  serve api_client   chats with a server from a terminal
+  serve gradio       serves a web page that chats with a server
 """
 
 
@@ -25,8 +27,10 @@ def main() -> int:
     match sys.argv[1:]:
         case ["serve", "api_server", *rest]:
             return api_server(rest)
-        case ["serve", "api_client" | "gradio" as command, *_]:
-            return _mistake(f"serve {command}: not available yet")
+        case ["serve", "api_client", *rest]:
+            return api_client(rest, "shoal serve api_client")
+        case ["serve", "gradio" | "webui" as command, *rest]:
+            return webui(rest, f"shoal serve {command}")
         case ["--version"]:
             sys.stdout.write(f"shoal {__version__}\n")
             return 0
@@ -53,6 +57,20 @@ def api_server(argv: Sequence[str]) -> int:
         return supervisor.serve(launch.prepare(argv))
     except StartError as error:
         return _mistake(str(error))
+
+
+def api_client(argv: Sequence[str], program: str = "api_client") -> int:
+    """Chats from a terminal; the exit code."""
+    from shoal.client.terminal import main as terminal
+
+    return terminal.run(argv, program)
+
+
+def webui(argv: Sequence[str], program: str = "webui") -> int:
+    """Serves the gradio page until told to stop; the exit code."""
+    from shoal.client.webui import main as page
+
+    return page.run(argv, program)
 
 
 def _mistake(message: str) -> int:

@@ -5,11 +5,30 @@ only a loaded model can tell (``session_len`` = 0: the model's own).
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+Scope = Literal["inference", "metrics", "admin"]
+SCOPES: Final[tuple[Scope, ...]] = ("inference", "metrics", "admin")
+
+
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A key that clients may send. The key itself is kept nowhere: only its digest is."""
+
+    name: str
+    """Names the tenant in logs, quotas and stores."""
+    digest: str
+    """SHA-256 of the key, hexadecimal."""
+    scopes: tuple[Scope, ...] = SCOPES
+    max_concurrent: int = 0
+    """Most open requests; 0: any number."""
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    """Of prompts and answers; 0: any number."""
+    priority: int | None = None
+    """The most urgent priority (the lowest number) that its requests may ask for; None: any."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -45,8 +64,33 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     chat_template: str = ""
     """Path of a Jinja file that replaces the model's own template."""
     rope_scaling_factor: float = 0.0
+    task: Literal["generate", "embed"] = "generate"
+    """``embed``: the model's hidden states are served as vectors, and it does not chat."""
+    pooling: Literal["mean", "last"] = "mean"
+    """How they become one, unless a request says otherwise: as the model's files have it."""
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    data_dir: str = ""
+    """What outlives the process: sessions, responses, files, batches."""
+    session_store: str = ""
+    """SQLite file of the interactive sessions; empty: in ``data_dir``."""
+    session_ttl_s: float = 0.0
+    """Idle sessions older than this are forgotten; 0: never."""
+    unknown_fields: Literal["refuse", "warn"] = "refuse"
+    docs: bool = True
+    """Whether the pages that describe the API are served."""
+    body_limit_bytes: int = 8 << 20
+    file_limit_bytes: int = 512 << 20
+    max_concurrent_requests: int = 0
+    """Open HTTP requests of all frontends together; 0: any number."""
     allow_origins: tuple[str, ...] = ()
-    api_keys: tuple[str, ...] = ()
+    allow_credentials: bool = False
+    allow_methods: tuple[str, ...] = ("*",)
+    allow_headers: tuple[str, ...] = ("*",)
+    ssl_keyfile: str = ""
+    ssl_certfile: str = ""
+    """Both or none: HTTPS."""
+    api_keys: tuple[ApiKey, ...] = ()
     log_level: str = "info"
     max_log_len: int = 0
 

@@ -73,6 +73,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _ttl(text: str) -> float:
+    value = _float(text)
+    if not 0 <= value <= 3.2e9:
+        raise ValueError("must be a number of seconds, 0 for ever")
+    return value
+
+
 def _share(text: str) -> float:
     value = _float(text)
     if not 0 < value <= 1:
@@ -137,9 +144,8 @@ def _named(text: str) -> str:
 
 
 def _key(text: str) -> str:
-    if not text.isascii() or not text.isprintable() or not text or " " in text:
-        raise ValueError("must be printable ASCII without spaces")
-    return text
+    """A key itself is checked by access.py: what is wrong with a flag's value is said with the value."""
+    return _named(text) if text.startswith("@") else text
 
 
 # --- the flags -------------------------------------------------------------------------------------------
@@ -152,23 +158,33 @@ _SERVER: Final = (
     Flag("max_log_len", "most characters of a prompt in a log line; prompts are not logged", _whole(0), 0, "N"),
     Flag(
         "disable_fastapi_docs",
-        "no pages that describe the API (there are none yet)",
+        "no pages that describe the API, and no chat page",
         aliases=("no_docs",),
         switch=True,
     ),
 )
 
 _ACCESS: Final = (
-    Flag("api_keys", "keys, one of which a client must send", _key, (), "KEY", many=True),
+    Flag(
+        "api_keys",
+        "keys, one of which a client must send; @FILE reads a TOML file with names, scopes and limits. Keys given "
+        "here are seen in lists of processes: prefer @FILE, or the environment's SHOAL_API_KEYS",
+        _key,
+        (),
+        "KEY",
+        many=True,
+    ),
     Flag(
         "allow_origins", "origins whose pages may call the API from a browser", _named, (), "ORIGIN", many=True
     ),
-    Flag("allow_credentials", "let browsers send credentials", switch=True, neutral=()),
-    Flag("allow_methods", "methods that browsers may use", metavar="METHOD", many=True, neutral=(("*",),)),
-    Flag("allow_headers", "headers that browsers may send", metavar="HEADER", many=True, neutral=(("*",),)),
-    Flag("ssl", "serve HTTPS; files also from SSL_KEYFILE and SSL_CERTFILE", switch=True, neutral=()),
-    Flag("ssl_keyfile", "private key for --ssl", metavar="FILE", neutral=()),
-    Flag("ssl_certfile", "certificate for --ssl", metavar="FILE", neutral=()),
+    Flag("allow_credentials", "let browsers send credentials to --allow_origins", switch=True),
+    Flag("allow_methods", "methods that browsers may use", _named, ("*",), "METHOD", many=True),
+    Flag("allow_headers", "headers that browsers may send", _named, ("*",), "HEADER", many=True),
+    Flag("ssl", "serve HTTPS; files also from SSL_KEYFILE and SSL_CERTFILE", switch=True),
+    Flag("ssl_keyfile", "private key in PEM form, without a passphrase; implies --ssl", metavar="FILE"),
+    Flag("ssl_certfile", "certificate in PEM form, with its chain; implies --ssl", metavar="FILE"),
+    Flag("body_limit", "largest body of a request but for uploads", _bytes, 8 << 20, "BYTES"),
+    Flag("file_limit", "largest file that is taken by /v1/files", _bytes, 512 << 20, "BYTES"),
 )
 
 _MODEL: Final = (
@@ -200,8 +216,23 @@ _MODEL: Final = (
         "FACTOR",
     ),
     Flag("chat_template", "a Jinja file in place of the model's own chat template", metavar="FILE"),
-    Flag("tool_call_parser", "how tool calls are read from answers", metavar="NAME", neutral=()),
-    Flag("reasoning_parser", "how reasoning is read from answers", metavar="NAME", neutral=()),
+    Flag(
+        "tool_call_parser",
+        "how tool calls are read from answers: auto (from the chat template), hermes, llama3, mistral, internlm",
+        _one_of("auto", "none", "hermes", "qwen", "llama3", "mistral", "internlm"),
+        "auto",
+        "NAME",
+    ),
+    Flag(
+        "reasoning_parser",
+        "how reasoning is split from answers: auto (from the chat template), think, none",
+        _one_of("auto", "none", "think", "deepseek-r1", "qwen3"),
+        "auto",
+        "NAME",
+    ),
+    Flag(
+        "task", "generate, or embed: serve vectors at /v1/embeddings", _one_of("generate", "embed"), "generate"
+    ),
     Flag("adapters", "LoRA adapters", metavar="PATH", many=True, neutral=()),
     Flag(
         "quantization", "w8 or w4 quantises the weights at load", _one_of("none", "w8", "w4"), neutral=("none",)
@@ -256,7 +287,11 @@ _LIMITS: Final = (
         "N",
     ),
     Flag(
-        "max_concurrent_requests", "open HTTP requests beyond which new ones get 429", metavar="N", neutral=()
+        "max_concurrent_requests",
+        "open HTTP requests beyond which new ones get 429 (0: any number)",
+        _whole(0),
+        0,
+        "N",
     ),
     Flag("drain_timeout", "seconds that running requests are given at shutdown", _seconds, 30.0, "SECONDS"),
     Flag(
@@ -266,13 +301,25 @@ _LIMITS: Final = (
         60.0,
         "SECONDS",
     ),
-    Flag("session_store", "file that keeps interactive sessions", metavar="FILE", neutral=()),
-    Flag("session_ttl", "seconds after which an idle session is forgotten", metavar="SECONDS", neutral=()),
+    Flag(
+        "data_dir",
+        "folder of what outlives the server: sessions, responses, files, batches (default: shoal/PORT in "
+        "$XDG_STATE_HOME or ~/.local/state)",
+        metavar="FOLDER",
+    ),
+    Flag("session_store", "file that keeps interactive sessions (default: in --data_dir)", metavar="FILE"),
+    Flag(
+        "session_ttl",
+        "seconds after which an idle session is forgotten (0: never)",
+        _ttl,
+        604_800.0,
+        "SECONDS",
+    ),
     Flag(
         "unknown_fields",
         "refuse: a field of a request that is not known is an error; warn: it is reported",
         _one_of("refuse", "warn"),
-        neutral=("refuse",),
+        "refuse",
     ),
 )
 

@@ -4,13 +4,14 @@ Called by ``cli.py`` before anything is started; raises ``StartError`` for what 
 """
 
 import ipaddress
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shoal import checkpoint, command_line, process
+from shoal import access, checkpoint, command_line, process
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Settings
 from shoal.errors import FlagError
@@ -35,6 +36,9 @@ def prepare(argv: Sequence[str]) -> Launch:
     _check_format(values["model_format"], location)
     described = checkpoint.describe(location)
     description = checkpoint.with_rope_scaling(described, values["rope_scaling_factor"])
+    access.check_origins(values)
+    ssl_keyfile, ssl_certfile = access.tls_files(values)
+    keys = access.read_keys(values["api_keys"])
     settings = Settings(
         model=str(location.path.absolute()),
         model_name=values["model_name"] or location.default_name,
@@ -58,8 +62,25 @@ def prepare(argv: Sequence[str]) -> Launch:
         step_timeout_s=values["step_timeout"],
         chat_template=_template(values["chat_template"]),
         rope_scaling_factor=values["rope_scaling_factor"],
+        task=values["task"],
+        pooling=_pooling(values["task"], location),
+        tool_call_parser=values["tool_call_parser"],
+        reasoning_parser=values["reasoning_parser"],
+        data_dir=_data_dir(values),
+        session_store=_writable("session_store", values["session_store"]),
+        session_ttl_s=values["session_ttl"],
+        unknown_fields=values["unknown_fields"],
+        docs=not values["disable_fastapi_docs"],
+        body_limit_bytes=values["body_limit"],
+        file_limit_bytes=values["file_limit"],
+        max_concurrent_requests=values["max_concurrent_requests"],
         allow_origins=values["allow_origins"],
-        api_keys=values["api_keys"],
+        allow_credentials=bool(values["allow_credentials"]),
+        allow_methods=tuple(method.upper() for method in values["allow_methods"]),
+        allow_headers=values["allow_headers"],
+        ssl_keyfile=ssl_keyfile,
+        ssl_certfile=ssl_certfile,
+        api_keys=keys.keys,
         log_level=values["log_level"],
         max_log_len=values["max_log_len"],
     )
@@ -73,7 +94,7 @@ def prepare(argv: Sequence[str]) -> Launch:
         daemon=bool(values["daemon"]),
         pid_file=_writable("pid_file", values["pid_file"]),
         log_file=_writable("log_file", values["log_file"]),
-        warnings=_warnings(settings),
+        warnings=(*keys.warnings, *_warnings(settings)),
     )
 
 
@@ -101,6 +122,11 @@ def _ranks(tp: int, description: ModelDescription) -> int:
     return tp
 
 
+def _pooling(task: str, location: checkpoint.ModelLocation) -> checkpoint.PoolingKind:
+    """What the model's files say; where they say nothing, the mean."""
+    return (checkpoint.declared_pooling(location) if task == "embed" else None) or "mean"
+
+
 def _session_len(wanted: int | None, description: ModelDescription) -> int:
     """Length-dependent scalings stretch to any length; the others end where the model says."""
     if wanted is None:
@@ -124,6 +150,14 @@ def _template(given: str | None) -> str:
     if not path.is_file():
         raise FlagError(f"--chat_template {given}: no such file; it takes the path of a Jinja file")
     return str(path.resolve())
+
+
+def _data_dir(values: dict[str, Any]) -> str:
+    """One a port, so that two servers of one user never share it unasked. The supervisor makes it."""
+    if values["data_dir"] is not None:
+        return str(Path(values["data_dir"]).absolute())
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return str(Path(state) / "shoal" / str(values["server_port"]))
 
 
 def _writable(flag: str, given: str | None) -> str:

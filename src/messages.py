@@ -28,6 +28,33 @@ class Part(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 # --- parts -----------------------------------------------------------------------------------------------
 
 
+class Grammar(Part, frozen=True):
+    """What the answer must match. Checked and compiled once by the frontend before it travels."""
+
+    source: str
+    """llguidance's serialised grammar (JSON)."""
+    after: tuple[int, ...] = ()
+    """Ids that end the model's thinking: the grammar holds from the token after them; empty: from the first."""
+
+
+class ThinkingBudget(Part, frozen=True):
+    """How long the model may think before it is made to stop."""
+
+    most_tokens: int
+    end: tuple[int, ...]
+    """Ids that end the thinking: drawn by force once ``most_tokens`` were generated without them."""
+
+
+class RepetitionLimit(Part, frozen=True):
+    """Ends a sequence whose last tokens repeat one pattern."""
+
+    min_pattern: int
+    """Tokens of the shortest pattern looked for, at least 1."""
+    max_pattern: int
+    min_count: int
+    """How often in a row the pattern must stand, at least 2."""
+
+
 class Sampling(Part, frozen=True):
     """How one sequence's tokens are drawn; complete and checked, no field is left to a default elsewhere."""
 
@@ -48,6 +75,16 @@ class Sampling(Part, frozen=True):
     """(token id, value added to its logit)."""
     logprobs: int = -1
     """-1: none; k ≥ 0: the log-probability of the sampled token and of the k best ones."""
+    min_tokens: int = 0
+    """Before so many were generated, none of ``held_back`` is drawn."""
+    held_back: tuple[int, ...] = ()
+    """The ids that would end the sequence."""
+    allowed_ids: tuple[int, ...] = ()
+    """Where there are any, only these are drawn."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Runs of ids that are never completed."""
+    grammar: Grammar | None = None
+    thinking: ThinkingBudget | None = None
 
 
 class TokenLogprob(Part, frozen=True):
@@ -69,7 +106,31 @@ class TokenRun(Part, frozen=True):
     """Empty, or one for each id."""
 
 
-FinishReason = Literal["stop", "length", "cancelled", "deadline", "failed"]
+class ScoredPrompt(Part, frozen=True):
+    """Log-probabilities of prompt tokens that one step brought for one sequence."""
+
+    request_no: int
+    position: int
+    """Index in the prompt of the first token scored; the first token of a prompt has none, so at least 1."""
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class PooledVector(Part, frozen=True):
+    """A sequence's pooled hidden state; sent before its ``Finished``."""
+
+    request_no: int
+    vector: bytes
+    """float32[hidden], not normalised."""
+
+
+FinishReason = Literal["stop", "length", "repetition", "aborted", "cancelled", "deadline", "failed"]
+"""``aborted``: somebody asked for the end of this request, and gets what there is; ``cancelled``: nobody waits for
+it any more, or the server is shutting down."""
+
+
+Fault = Literal["server", "worker", "request"]
+"""Why a request failed: a mistake of ours; a worker that died, so that the same request may well succeed when it is
+sent again; or that the request contradicts itself."""
 
 
 class Finished(Part, frozen=True):
@@ -83,6 +144,17 @@ class Finished(Part, frozen=True):
     """Prompt tokens whose keys and values were found in the prefix index at the first admission."""
     detail: str = ""
     """For ``failed``: what happened, fit for the client."""
+    fault: Fault = "server"
+    queue_us: int = 0
+    """From arrival to the first seat."""
+    prefill_us: int = 0
+    """From the first seat to the first token."""
+    decode_us: int = 0
+    """From the first token to the last."""
+
+
+Pooling = Literal["", "mean", "last"]
+"""How the hidden states (after the final norm) of a prompt become one vector; empty: none is wanted."""
 
 
 class Seat(Part, frozen=True):
@@ -96,6 +168,8 @@ class Seat(Part, frozen=True):
     generated: bytes
     """int32 token ids sampled before this residence (after a preemption, a crew's death…)."""
     sampling: Sampling
+    prompt_logprobs: int = -1
+    pooling: Pooling = ""
 
 
 class Limits(Part, frozen=True):
@@ -124,7 +198,7 @@ class RankStatus(Part, frozen=True):
     rank: int
     pid: int
     phase: str
-    """``absent``, ``loading``, ``loaded``, ``warming`` or ``ready``."""
+    """``absent``, ``loading``, ``loaded``, ``warming``, ``ready``, ``resting`` (on its way to sleep) or ``asleep``."""
     done: int = 0
     total: int = 0
 
@@ -167,6 +241,15 @@ class Submit(Message, frozen=True):
     deadline_ns: int = 0
     """Absolute time.time_ns(); 0 is none."""
     attempt: int = 0
+    group: int = 0
+    """Equal for all sequences of one HTTP request: the first one's ``request_no``. Quotas count requests by it."""
+    prompt_logprobs: int = -1
+    """-1: none; k ≥ 0: each prompt token's log-probability and the k best ones; no cached prefix is then used."""
+    pooling: Pooling = ""
+    """Where set, the prompt's vector is wanted and no token: ends with ``stop`` after the prompt is computed."""
+    cache_salt: str = ""
+    """Only requests of one tenant and salt share cached prefixes."""
+    repetition: RepetitionLimit | None = None
 
 
 class Cancel(Message, frozen=True):
@@ -180,6 +263,32 @@ class Query(Message, frozen=True):
     """Asks for ``Stats``."""
 
     query_no: int
+
+
+class Abort(Message, frozen=True):
+    """Ends requests of any frontend by the HTTP request's id; answered by ``Aborted``."""
+
+    query_no: int
+    label: str
+    """Empty: every request that ``tenant`` allows."""
+    tenant: str | None = None
+    """Only this tenant's requests; None: anybody's."""
+
+
+class Rest(Message, frozen=True):
+    """Puts the model to sleep, or wakes it; answered by ``Stats`` with the state then."""
+
+    query_no: int
+    level: int
+    """0: awake; 1: the cache's memory is given up; 2: the weights' too."""
+
+
+class Survey(Message, frozen=True):
+    """Asks what is open; answered by ``Surveyed``."""
+
+    query_no: int
+    tenant: str | None = None
+    """Only this tenant's requests; None: anybody's."""
 
 
 class Goodbye(Message, frozen=True):
@@ -209,6 +318,13 @@ class Progress(Message, frozen=True):
     step_id: int
     runs: tuple[TokenRun, ...] = ()
     finished: tuple[Finished, ...] = ()
+    scored: tuple[ScoredPrompt, ...] = ()
+    pooled: tuple[PooledVector, ...] = ()
+
+
+RejectReason = Literal[
+    "invalid", "loading", "draining", "asleep", "queue_full", "concurrency", "request_rate", "token_rate"
+]
 
 
 class Rejected(Message, frozen=True):
@@ -219,6 +335,38 @@ class Rejected(Message, frozen=True):
     """HTTP status: 400, 429 or 503."""
     detail: str
     retry_ms: int = 0
+    reason: RejectReason = "invalid"
+
+
+class OpenRequest(Part, frozen=True):
+    """One HTTP request that is waiting or running."""
+
+    label: str
+    tenant: str
+    priority: int
+    running: int
+    """Sequences that have a slot."""
+    waiting: int
+    prompt_tokens: int
+    generated_tokens: int
+    age_ms: int
+    """Since its arrival."""
+
+
+class Surveyed(Message, frozen=True):
+    """Answer to ``Survey``."""
+
+    query_no: int
+    requests: tuple[OpenRequest, ...]
+    """The oldest first."""
+
+
+class Aborted(Message, frozen=True):
+    """Answer to ``Abort``."""
+
+    query_no: int
+    requests: int
+    """HTTP requests that were ended."""
 
 
 class Draining(Message, frozen=True):
@@ -231,6 +379,8 @@ class Availability(Message, frozen=True):
     ready: bool
     limits: Limits | None = None
     """Known once the crew is up."""
+    asleep: int = 0
+    """Level of sleep; see ``Rest``."""
 
 
 class Stats(Message, frozen=True):
@@ -243,6 +393,8 @@ class Stats(Message, frozen=True):
     limits: Limits | None
     stalled_ms: int
     """For how long there has been work and no step has ended; 0 when all is well."""
+    asleep: int
+    """Level of sleep; see ``Rest``."""
     gauges: dict[str, float]
     counters: dict[str, float]
     """Keys are metric names without prefix; a label stands as ``name{key="value"}``."""
@@ -294,6 +446,14 @@ class StepPlan(Message, frozen=True):
     """int32[sum(block_counts)]."""
 
 
+class GiveUp(Message, frozen=True):
+    """The model goes to sleep: forget every slot and free the cache's memory, at level 2 the weights' too; answer
+    ``GivenUp``. ``Load`` wakes the rank."""
+
+    crew_epoch: int
+    level: int
+
+
 class Stop(Message, frozen=True):
     """End the process in good order."""
 
@@ -335,6 +495,32 @@ class Ready(Message, frozen=True):
     weight_bytes: int
 
 
+class ScoredRow(Part, frozen=True):
+    """Log-probabilities of prompt tokens, from a row whose seat asks for them."""
+
+    slot: int
+    epoch: int
+    position: int
+    """As in ``ScoredPrompt``."""
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class PooledRow(Part, frozen=True):
+    """The vector of a row that completed a prompt whose seat asks for one. Such a row is among the sampled ones
+    too, with id 0."""
+
+    slot: int
+    epoch: int
+    vector: bytes
+    """float32[hidden]."""
+
+
+class GivenUp(Message, frozen=True):
+    """Answer to ``GiveUp``."""
+
+    crew_epoch: int
+
+
 class StepResult(Message, frozen=True):
     """From rank 0, one a plan, in order, also when no row samples."""
 
@@ -345,10 +531,13 @@ class StepResult(Message, frozen=True):
     epochs: bytes
     """int32[S]."""
     ids: bytes
-    """int32[S]; -1 where the logits were not finite."""
+    """int32[S]; -1 where the logits were not finite, -2 where the request's constraints left no token, -3 where its
+    grammar passed a limit."""
     logprobs: tuple[TokenLogprob | None, ...] = ()
     """Empty, or one for each row."""
     compute_us: int = 0
+    scored: tuple[ScoredRow, ...] = ()
+    pooled: tuple[PooledRow, ...] = ()
 
 
 class Broken(Message, frozen=True):
@@ -360,9 +549,9 @@ class Broken(Message, frozen=True):
     detail: str
 
 
-FrontendMessage = Hello | Submit | Cancel | Query | Goodbye
-GatewayMessage = Welcome | Refused | Progress | Rejected | Draining | Availability | Stats
-CrewMessage = Load | Allocate | StepPlan | Stop
-RankMessage = RankHello | Loading | Loaded | Ready | StepResult | Broken
+FrontendMessage = Hello | Submit | Cancel | Query | Abort | Rest | Survey | Goodbye
+GatewayMessage = Welcome | Refused | Progress | Rejected | Aborted | Surveyed | Draining | Availability | Stats
+CrewMessage = Load | Allocate | StepPlan | GiveUp | Stop
+RankMessage = RankHello | Loading | Loaded | Ready | StepResult | GivenUp | Broken
 
 PROTOCOL = 1

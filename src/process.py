@@ -33,9 +33,15 @@ def die_with_parent(parent_pid: int) -> None:
 
 def die_with_supervisor() -> None:
     """``die_with_parent`` for the parent named in the environment; nothing where we were started by hand."""
+    parent_pid = supervisor_pid()
+    if parent_pid is not None:
+        die_with_parent(parent_pid)
+
+
+def supervisor_pid() -> int | None:
+    """The supervisor that this process belongs to; None where it was started by hand."""
     parent_pid = os.environ.get(PARENT_PID_VARIABLE, "")
-    if parent_pid.isdecimal():
-        die_with_parent(int(parent_pid))
+    return int(parent_pid) if parent_pid.isdecimal() else None
 
 
 def adopt_orphans() -> None:

@@ -1,8 +1,13 @@
-"""For every test: the list of what was skipped, by name, at the end of a run."""
+"""For every test: the list of what was skipped, by name, at the end of a run; no deadline for hypothesis's examples."""
 
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shoal", deadline=None)
+settings.load_profile("shoal")
+"""On a busy machine an example takes as long as it takes."""
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -55,6 +55,11 @@ class Driver:
 
     def step(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor | None:
         """Computes ``count`` more tokens of each sequence; logits of all of them on rank 0."""
+        with torch.inference_mode():
+            return self._decoder.logits(self.states(rows))
+
+    def states(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor:
+        """The same, but their hidden states."""
         for sequence, count in rows:
             while len(sequence.blocks) * self._block_size < sequence.computed + count:
                 sequence.blocks.append(self._free.pop())
@@ -62,7 +67,7 @@ class Driver:
         for sequence, count in rows:
             sequence.computed += count
         with torch.inference_mode():
-            return self._decoder.forward(inputs)
+            return self._decoder.hidden(inputs)[inputs.sample_indices]
 
     def logits(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor:
         logits = self.step(rows)

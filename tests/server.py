@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 API_SERVER = (sys.executable, str(ROOT / "bin" / "api_server"))
@@ -161,6 +164,14 @@ def _children_of(pid: int) -> list[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             children += map(int, task.read_text().split())
     return children
+
+
+def needed_program(name: str) -> str:
+    """Its path; skips the test, and says why, where it is not installed."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"needs the program {name}")
+    return path
 
 
 def free_port() -> int:

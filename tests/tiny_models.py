@@ -178,6 +178,13 @@ def random_ids(length: int) -> list[int]:
 
 
 @torch.inference_mode()
+def reference_states(model: Any, ids: list[int]) -> Tensor:
+    """[positions, hidden], after the final norm."""
+    states: Tensor = model.model(torch.tensor([ids]), use_cache=False).last_hidden_state[0]
+    return states
+
+
+@torch.inference_mode()
 def reference_logits(model: Any, ids: list[int]) -> Tensor:
     """[positions, vocabulary]. The longest prompt comes first: it settles the base of dynamic rope."""
     logits: Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]

@@ -2,5 +2,14 @@
 
 from shoal.checkpoint.locate import ModelLocation, locate_model
 from shoal.checkpoint.opened import describe, generation_defaults, with_rope_scaling
+from shoal.checkpoint.pooling import PoolingKind, declared_pooling
 
-__all__ = ["ModelLocation", "describe", "generation_defaults", "locate_model", "with_rope_scaling"]
+__all__ = [
+    "ModelLocation",
+    "PoolingKind",
+    "declared_pooling",
+    "describe",
+    "generation_defaults",
+    "locate_model",
+    "with_rope_scaling",
+]

@@ -22,7 +22,12 @@ _ARCHITECTURES = {
     "InternLM3ForCausalLM": "internlm3",
     "Gemma3ForCausalLM": "gemma3",
     "Gemma3ForConditionalGeneration": "gemma3",
+    "LlamaModel": "llama",
+    "MistralModel": "mistral",
+    "Qwen2Model": "qwen2",
+    "Qwen3Model": "qwen3",
 }
+"""The last four are saved without a head: they make vectors."""
 _MODEL_TYPES = {family: family for family in _ARCHITECTURES.values()} | {"gemma3_text": "gemma3"}
 
 
@@ -112,6 +117,8 @@ def _refuse_unsupported(config: Fields) -> None:
         raise config.error(
             "use_bidirectional_attention", "is true: this is no text generator; serve a causal model"
         )
+    if not config.flag("is_causal", True):
+        raise config.error("is_causal", "is false: tokens that see what comes after them are not supported")
 
 
 def _describe(family: str, config: Fields, outer: Fields, generation: Fields) -> ModelDescription:

@@ -14,19 +14,37 @@ from shoal import config, logs
 from shoal.checkpoint import describe, generation_defaults, locate_model
 from shoal.config import Settings
 from shoal.errors import RequestError
-from shoal.frontend import problems
-from shoal.frontend.chat import ChatCompletions
+from shoal.frontend import (
+    admin,
+    anthropic,
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    interactive,
+    metrics,
+    models,
+    native,
+    pages,
+    perplexity,
+    problems,
+    responses,
+    session_routes,
+    tokens,
+)
 from shoal.frontend.chat_template import ChatTemplate
-from shoal.frontend.completions import Completions
 from shoal.frontend.exchange import CLIENT_GONE, Exchange
 from shoal.frontend.gate import Gate
-from shoal.frontend.health import Health, Ready, Root, Version
+from shoal.frontend.grammar import Grammars
 from shoal.frontend.link import Link
-from shoal.frontend.metrics import Metrics
-from shoal.frontend.models import Model, Models
+from shoal.frontend.routes import Route
 from shoal.frontend.service import Service, pick_defaults
 from shoal.frontend.switchboard import GREETING_PATIENCE_S
-from shoal.frontend.tokenize import load_tokenizer
+from shoal.grammar_tokens import grammar_tokens
+from shoal.storage.opened import open_storage
+from shoal.tokenizer import load_tokenizer
 
 SETTINGS_VARIABLE: Final = "SHOAL_SETTINGS"
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -39,9 +57,11 @@ class Application:
 
     def __init__(self) -> None:
         self._settings: Settings | None = None
-        self._make_service: Callable[..., Service] | None = None
+        self._make_service: partial[Service] | None = None
         self._routes: AsgiApp | None = None
         self._link: Link | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -52,6 +72,7 @@ class Application:
         self._settings = config.load(Path(os.environ[SETTINGS_VARIABLE]))
         logs.configure("frontend", self._settings.log_level)
         self._make_service = load_service(self._settings)
+        self._make_service.keywords["grammars"].load()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """The ASGI entry."""
@@ -69,11 +90,15 @@ class Application:
                 self._idle.set()
 
     async def wait_idle(self) -> None:
-        """Until no request is being answered."""
+        """Until no request is being answered, nor anything done in the background."""
         await self._idle.wait()
+        if self._background:
+            await asyncio.wait(self._background)
 
     async def stop(self) -> None:
         """Takes leave of the scheduler; may come twice."""
+        if self._keeper is not None:
+            self._keeper.cancel()
         link, self._link = self._link, None
         if link is not None:
             await link.stop()
@@ -90,47 +115,71 @@ class Application:
         assert self._settings is not None
         assert self._make_service is not None
         link = Link(self._settings.run_dir)
-        self._routes = make_app(self._make_service(switchboard=link.switchboard))
+        service = self._make_service(switchboard=link.switchboard)
+        self._routes = make_app(service)
+        self._background = service.background
+        self._keeper = asyncio.create_task(service.storage.sessions.keep())
         self._link = link
         link.start()
         await link.switchboard.informed(GREETING_PATIENCE_S)
 
 
-def load_service(settings: Settings) -> Callable[..., Service]:
+def load_service(settings: Settings) -> partial[Service]:
     """Loads what the routes need of the model; lacks only the ``switchboard``, which each process has for itself."""
     location = locate_model(settings.model)
     description = describe(location)
     tokenizer = load_tokenizer(settings.model)
+    storage = open_storage(settings.data_dir, settings.session_store, settings.session_ttl_s)
+    storage.sessions.check()
+    eos_ids = tuple(dict.fromkeys([*tokenizer.eos_ids, *description.eos_ids]))
     return partial(
         Service,
         settings=settings,
         tokenizer=tokenizer,
         template=ChatTemplate.of(tokenizer, settings.chat_template),
         vocab_size=description.vocab_size,
-        eos_ids=tuple(dict.fromkeys([*tokenizer.eos_ids, *description.eos_ids])),
+        eos_ids=eos_ids,
+        grammars=Grammars(lambda: grammar_tokens(tokenizer, description.vocab_size, eos_ids)),
         defaults=pick_defaults(generation_defaults(location)),
         created=int(time.time()),
+        storage=storage,
     )
+
+
+def all_routes(service: Service) -> list[Route]:
+    """Everything that is served, in the order of the API page."""
+    families = (
+        chat,
+        responses,
+        anthropic,
+        completions,
+        interactive,
+        session_routes,
+        native,
+        tokens,
+        embeddings,
+        perplexity,
+        models,
+        files,
+        batches,
+        health,
+        metrics,
+        admin,
+    )
+    described = [route for family in families for route in family.routes(service)]
+    return [*described, *pages.routes(service, described)]
 
 
 def make_app(service: Service) -> AsgiApp:
     """Falcon with every route, and an ``Exchange`` around each call."""
-    app = falcon.asgi.App(middleware=[Gate(service.settings)])
+    routes = all_routes(service)
+    gate = Gate(service.settings, routes)
+    app = falcon.asgi.App(middleware=[gate])
+    app.add_sink(gate.refuse_unknown)
     app.req_options.strip_url_path_trailing_slash = True
     problems.register(app)
-    routes: dict[str, object] = {
-        "/v1/models": Models(service),
-        "/v1/models/{model_id:path}": Model(service),
-        "/v1/chat/completions": ChatCompletions(service),
-        "/v1/completions": Completions(service),
-        "/health": Health(service),
-        "/ready": Ready(service),
-        "/metrics": Metrics(service),
-        "/version": Version(),
-    }
-    for path, resource in routes.items():
-        app.add_route(path, resource)
-    app.add_route("/", Root(service, list(routes)))
+    for route in routes:
+        app.add_route(route.path, route.resource)
     return _with_exchange(app)
 
 

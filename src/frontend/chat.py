@@ -1,15 +1,18 @@
-"""POST /v1/chat/completions: messages through the model's template, answers in OpenAI's chat form."""
+"""POST /v1/chat/completions: a ``Turn`` in OpenAI's chat form."""
 
-from typing import Any, Final
+from typing import Final
 
 import falcon
 import falcon.asgi
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from shoal.errors import RequestError
-from shoal.frontend import body, checks, stream
-from shoal.frontend.api_types import (
+from shoal.frontend import body, stream
+from shoal.frontend.checks import tier_of
+from shoal.frontend.exchange import exchange_of
+from shoal.frontend.logprobs import chat_logprobs, prompt_logprobs
+from shoal.frontend.routes import Operation, Route
+from shoal.frontend.schemas.chat import (
     AnswerMessage,
     ChatChoice,
     ChatChunk,
@@ -17,20 +20,37 @@ from shoal.frontend.api_types import (
     ChatCompletion,
     ChatCompletionRequest,
     ChatLogprobs,
-    ChatMessage,
-    ChatTokenLogprob,
     Delta,
-    Usage,
 )
-from shoal.frontend.exchange import exchange_of
-from shoal.frontend.generation import Generation, Piece
-from shoal.frontend.logprobs import chat_logprobs
-from shoal.frontend.prompts import text_ids
-from shoal.frontend.service import Service, now, off_loop
-from shoal.messages import Limits
+from shoal.frontend.schemas.errors import ErrorAnswer
+from shoal.frontend.schemas.tools import AnswerCall, AnswerFunction, CallChunk, FunctionDelta
+from shoal.frontend.schemas.usage import Usage
+from shoal.frontend.service import Service, now
+from shoal.frontend.turn import AnswerPiece, CallDelta, Turn, WholeAnswer, open_turn
 
 _ENCODER: Final = msgspec.json.Encoder()
-_ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+
+
+def routes(service: Service) -> list[Route]:
+    """The chat route."""
+    return [
+        Route(
+            path="/v1/chat/completions",
+            resource=ChatCompletions(service),
+            operations={
+                "POST": Operation(
+                    summary="Continue a conversation",
+                    body=ChatCompletionRequest,
+                    answer=ChatCompletion,
+                    event=ChatChunk,
+                    event_error=ErrorAnswer,
+                    event_end=stream.DONE,
+                    errors=(404, 408, 413),
+                )
+            },
+            stateless=True,
+        )
+    ]
 
 
 class ChatCompletions:
@@ -43,176 +63,159 @@ class ChatCompletions:
         """Answers one conversation, whole or as a stream."""
         exchange = exchange_of(req)
         request = await body.read(req, ChatCompletionRequest)
-        self._service.check_model(request.model)
-        checks.check_available(request)
-        exchange.user = request.user or ""
-        logprobs = checks.chat_logprobs(request)
-        limits = await self._service.switchboard.wait_ready()
-        prompt = await off_loop(
-            _characters(request.messages), lambda: _prompt_ids(self._service, limits, request.messages)
-        )
-        job = checks.make_job(
-            self._service, request, [prompt],
-            label=exchange.request_id, logprobs=logprobs, header_timeout=req.get_header("X-Request-Timeout"),
-        )  # fmt: skip
-        generation = Generation(self._service, job)
-        exchange.open(generation)
+        turn = await open_turn(self._service, exchange, req, request)
         if request.stream:
-            writer = _ChatWriter(self._service, generation, request)
-            await stream.begin(req, resp, exchange, generation, writer)
+            await stream.begin(req, resp, exchange, turn, _ChatWriter(self._service, turn))
         else:
             resp.content_type = falcon.MEDIA_JSON
-            resp.data = _ENCODER.encode(await _collect(self._service, generation))
+            resp.data = _ENCODER.encode(await _collect(self._service, turn))
 
 
-def _prompt_ids(service: Service, limits: Limits, messages: str | list[ChatMessage]) -> list[int]:
-    if not messages:
-        raise checks.invalid("messages", "must not be empty")
-    if isinstance(messages, str):
-        return text_ids(service, limits, messages, add_special=True, field="messages")
-    for number, message in enumerate(messages):
-        _check_message(message, f"messages[{number}]")
-    text = service.template.render(_plain(messages), add_generation_prompt=True)
-    return text_ids(service, limits, text, add_special=False, field="messages")
-
-
-def _check_message(message: ChatMessage, where: str) -> None:
-    if message.role not in _ROLES:
-        raise checks.invalid(f"{where}.role", f"must be one of {', '.join(_ROLES)}, not {message.role[:40]!r}")
-    if not isinstance(message.content, list):
-        if message.content is None and not message.tool_calls and message.role != "assistant":
-            raise checks.invalid(f"{where}.content", "must not be null")
-        return
-    for number, part in enumerate(message.content):
-        if part.type != "text" or part.text is None:
-            name = f"{where}.content[{number}]"
-            raise RequestError(
-                400, f"{name}: this model reads only text parts", param=name, code="not_available"
-            )
-
-
-def _plain(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    """As dictionaries without what was not given; a template tells absent from null."""
-    plain = [_without_nulls(msgspec.to_builtins(message)) for message in messages]
-    for message in plain:
-        message.setdefault("content", None)
-        if message["role"] == "developer":
-            message["role"] = "system"
-    return plain
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _characters(messages: str | list[ChatMessage]) -> int:
-    if isinstance(messages, str):
-        return len(messages)
-    return sum(_content_characters(message) for message in messages)
-
-
-def _content_characters(message: ChatMessage) -> int:
-    if isinstance(message.content, list):
-        return 64 + sum(len(part.text or "") for part in message.content)
-    return 64 + len(message.content or "")
-
-
-class _Answer:
-    """One choice as it is put together."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.logprobs: list[ChatTokenLogprob] = []
-        self.last: Piece | None = None
-
-
-async def _collect(service: Service, generation: Generation) -> ChatCompletion:
+async def _collect(service: Service, turn: Turn) -> ChatCompletion:
     """Waits for every choice."""
-    answers = [_Answer() for _ in generation.choices]
-    while not generation.done:
-        for piece in await generation.advance():
-            answer = answers[piece.index]
-            answer.texts.append(piece.text)
-            if piece.logprobs:
-                answer.logprobs += chat_logprobs(service.tokenizer, piece).content
-            answer.last = piece
-    await generation.settle()
-    wants_logprobs = generation.job.sampling.logprobs >= 0
-    return ChatCompletion(
-        id=_completion_id(generation),
+    answers = await turn.whole()
+    completion = ChatCompletion(
+        id=_completion_id(turn),
         created=now(),
         model=service.settings.model_name,
-        choices=[_choice(index, answer, wants_logprobs) for index, answer in enumerate(answers)],
-        usage=generation.usage(),
+        choices=[_choice(service, turn, index, answer) for index, answer in enumerate(answers)],
+        usage=turn.usage(),
         system_fingerprint=service.fingerprint,
+        service_tier=tier_of(turn.request),
     )
+    _add_extras(service, turn, completion)
+    return completion
 
 
-def _choice(index: int, answer: _Answer, wants_logprobs: bool) -> ChatChoice:
-    assert answer.last is not None
-    assert answer.last.finish_reason is not None
-    return ChatChoice(
-        index,
-        AnswerMessage("".join(answer.texts)),
-        answer.last.finish_reason,
-        answer.last.stop_reason,
-        ChatLogprobs(answer.logprobs) if wants_logprobs else None,
-    )
+def _add_extras(service: Service, turn: Turn, completion: ChatCompletion) -> None:
+    """What only some requests ask for."""
+    request, generation = turn.request, turn.generation
+    prompt = generation.job.prompts[0]
+    if request.metadata:
+        completion.metadata = request.metadata
+    if request.return_token_ids:
+        completion.prompt_token_ids = prompt
+        for choice in completion.choices:
+            choice.token_ids = generation.choices[choice.index].ids
+    if request.prompt_logprobs is not None:
+        scores = generation.choices[0].prompt_logprobs
+        most = int(request.prompt_logprobs)
+        completion.prompt_logprobs = prompt_logprobs(service.tokenizer, prompt, scores, most)
+    if request.timings_per_token:
+        completion.timings = generation.timings()
+
+
+def _choice(service: Service, turn: Turn, index: int, answer: WholeAnswer) -> ChatChoice:
+    logprobs = None
+    if turn.generation.job.sampling.logprobs >= 0:
+        logprobs = ChatLogprobs([])
+        for piece in answer.pieces:
+            logprobs.content += chat_logprobs(service.tokenizer, piece.ids, piece.logprobs).content
+    reason = _finish_reason(turn, answer.finish_reason)
+    return ChatChoice(index, _message(turn, answer), reason, answer.stop_reason, logprobs)
+
+
+def _message(turn: Turn, answer: WholeAnswer) -> AnswerMessage:
+    message = AnswerMessage(answer.text)
+    if answer.reasoning:
+        message.reasoning_content = answer.reasoning
+    if answer.calls:
+        message.content = answer.text or None
+        functions = [AnswerFunction(call.name, call.arguments) for call in answer.calls]
+        if turn.wish is not None and turn.wish.is_legacy:
+            message.function_call = functions[0]
+        else:
+            ids = [call.id for call in answer.calls]
+            message.tool_calls = [AnswerCall(*each) for each in zip(ids, functions, strict=True)]
+    return message
+
+
+def _finish_reason(turn: Turn, reason: str) -> str:
+    """As OpenAI has it: a call that was asked for by name is no reason of its own."""
+    if reason != "tool_calls" or turn.wish is None:
+        return reason
+    if turn.wish.mode == "named":
+        return "stop"
+    return "function_call" if turn.wish.is_legacy else reason
 
 
 class _ChatWriter:
     """Chunks in the chat form."""
 
-    def __init__(self, service: Service, generation: Generation, request: ChatCompletionRequest) -> None:
-        options = request.stream_options
+    def __init__(self, service: Service, turn: Turn) -> None:
+        options = turn.request.stream_options
         self._service = service
-        self._generation = generation
-        self._id = _completion_id(generation)
+        self._turn = turn
+        self._wants_ids = bool(turn.request.return_token_ids)
+        self._wants_timings = bool(turn.request.timings_per_token)
+        self._id = _completion_id(turn)
         self._created = now()
         self._wants_usage = options is not None and bool(options.include_usage)
         self._continuous = options is not None and bool(options.continuous_usage_stats)
 
     def opening(self) -> list[msgspec.Struct]:
-        """Each choice's role."""
-        return [
+        """Each choice's role; with the first one the prompt's tokens, where they are asked for."""
+        generation = self._turn.generation
+        chunks = [
             self._chunk(ChatChunkChoice(choice.index, Delta(role="assistant", content="")))
-            for choice in self._generation.choices
+            for choice in generation.choices
         ]
+        if self._wants_ids:
+            chunks[0].prompt_token_ids = generation.job.prompts[0]
+        return [*chunks]
 
-    def chunks(self, piece: Piece) -> list[msgspec.Struct]:
-        """The text, then the reason of the end."""
-        logprobs = chat_logprobs(self._service.tokenizer, piece) if piece.logprobs else None
-        chunks = []
-        if piece.text or logprobs is not None:
-            chunks.append(
-                self._chunk(ChatChunkChoice(piece.index, Delta(content=piece.text), logprobs=logprobs))
-            )
+    def chunks(self, piece: AnswerPiece) -> list[msgspec.Struct]:
+        """The thinking, the text, the calls, then the reason of the end."""
+        logprobs = chat_logprobs(self._service.tokenizer, piece.ids, piece.logprobs) if piece.logprobs else None
+        chunks: list[msgspec.Struct] = []
+        if piece.reasoning:
+            thought = ChatChunkChoice(piece.index, Delta(reasoning_content=piece.reasoning))
+            chunks.append(self._chunk(thought))
+        if piece.text or logprobs is not None or (piece.ids and self._wants_ids):
+            delta = Delta(content=piece.text) if piece.text or not (piece.reasoning or piece.calls) else Delta()
+            choice = ChatChunkChoice(piece.index, delta, logprobs=logprobs)
+            if self._wants_ids:
+                choice.token_ids = list(piece.ids)
+            chunks.append(self._chunk(choice))
+        chunks += [self._chunk(ChatChunkChoice(piece.index, self._call(call))) for call in piece.calls]
         if piece.finish_reason is not None:
-            last = ChatChunkChoice(piece.index, Delta(), piece.finish_reason, piece.stop_reason)
+            reason = _finish_reason(self._turn, piece.finish_reason)
+            last = ChatChunkChoice(piece.index, Delta(), reason, piece.stop_reason)
             chunks.append(self._chunk(last))
         return chunks
 
-    def closing(self) -> list[msgspec.Struct]:
-        """The usage, in a chunk without choices."""
-        return [self._chunk(None, self._generation.usage())] if self._wants_usage else []
+    def _call(self, call: CallDelta) -> Delta:
+        """A call's first delta has its name and no arguments yet."""
+        named = bool(call.name)
+        function = FunctionDelta(call.name or None, call.arguments)
+        if self._turn.wish is not None and self._turn.wish.is_legacy:
+            return Delta(function_call=function)
+        kind = "function" if named else None
+        return Delta(tool_calls=[CallChunk(call.index, call.id or None, kind, function)])
 
-    def _chunk(self, choice: ChatChunkChoice | None, usage: Usage | None = None) -> msgspec.Struct:
-        shown: Usage | UnsetType | None = usage
-        if usage is None and self._continuous:
-            shown = self._generation.usage()
-        elif usage is None and not self._wants_usage:
-            shown = UNSET
+    def closing(self) -> list[msgspec.Struct]:
+        """Usage and timings, in a chunk without choices."""
+        if not (self._wants_usage or self._wants_timings):
+            return []
+        last = self._chunk(None)
+        if self._wants_usage:
+            last.usage = self._turn.usage()
+        if self._wants_timings:
+            last.timings = self._turn.generation.timings()
+        return [last]
+
+    def _chunk(self, choice: ChatChunkChoice | None) -> ChatChunk:
+        usage: Usage | UnsetType | None = None if self._wants_usage else UNSET
         return ChatChunk(
-            self._id,
-            self._created,
-            self._service.settings.model_name,
-            [] if choice is None else [choice],
-            self._service.fingerprint,
-            shown,
+            id=self._id,
+            created=self._created,
+            model=self._service.settings.model_name,
+            choices=[] if choice is None else [choice],
+            system_fingerprint=self._service.fingerprint,
+            usage=self._turn.usage() if self._continuous else usage,
+            service_tier=tier_of(self._turn.request),
         )
 
 
-def _completion_id(generation: Generation) -> str:
-    return f"chatcmpl-{generation.job.label}"
+def _completion_id(turn: Turn) -> str:
+    return f"chatcmpl-{turn.generation.job.label}"

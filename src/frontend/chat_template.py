@@ -4,15 +4,21 @@ The result is what Hugging Face's ``apply_chat_template`` gives. Templates run i
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from shoal.errors import ModelError, RequestError
 from shoal.frontend.template_sandbox import MAX_OUTPUT_CHARS, TemplateEnvironment, check_time, time_limit
-from shoal.frontend.tokenize import Tokenizer
+from shoal.tokenizer import Tokenizer
 
 _MAX_SOURCE_CHARS = 1 << 20
+_MAX_REQUEST_CHARS = 1 << 16
+_MAX_REQUEST_TOKENS = 1 << 14
+"""Compiling takes time for each, and nothing can interrupt it."""
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -32,7 +38,10 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._source = source
         self._template = None if source is None else _compile(source, origin)
+        self._variables = _variables(source or "") | _variables(tool_source or "")
         self._tool_template = None if tool_source is None else _compile(tool_source, origin)
+        self.source = f"{source or ''}{tool_source or ''}"
+        """All of it, for what it tells of the model."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, path: str = "") -> "ChatTemplate":
@@ -50,6 +59,24 @@ class ChatTemplate:
     def exists(self) -> bool:
         """Whether the model can chat."""
         return self._template is not None
+
+    @property
+    def reads_tools(self) -> bool:
+        """Whether the template tells the model of tools."""
+        return self._tool_template is not None or self.reads("tools")
+
+    def reads(self, name: str) -> bool:
+        """Whether the template looks at a variable that is not always there (``enable_thinking``…)."""
+        return name in self._variables
+
+    def replaced(self, source: str) -> "ChatTemplate":
+        """The template that a request brings along, with this one's special tokens. Raises RequestError."""
+        if len(source) > _MAX_REQUEST_CHARS:
+            raise _refused(f"has {len(source)} characters; at most {_MAX_REQUEST_CHARS} are taken")
+        try:
+            return _of_request(source, tuple(self._special_tokens.items()))
+        except ModelError as error:
+            raise _refused(str(error)) from error
 
     def render(
         self,
@@ -192,3 +219,25 @@ def _compile(source: str, origin: str) -> jinja2.Template:
         ) from error
     except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
         raise ModelError(f"{origin}the chat template cannot be compiled: {type(error).__name__}") from error
+
+
+@lru_cache(maxsize=16)
+def _of_request(source: str, special_tokens: tuple[tuple[str, str], ...]) -> ChatTemplate:
+    """Compiled once for a client that sends its template along with every request. Raises ModelError."""
+    try:
+        tokens = sum(1 for _ in islice(TemplateEnvironment().lex(source), _MAX_REQUEST_TOKENS + 1))
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelError(f"is not valid Jinja: {error.message} (line {error.lineno})") from error
+    if tokens > _MAX_REQUEST_TOKENS:
+        raise ModelError(f"has more than {_MAX_REQUEST_TOKENS} words and signs")
+    with time_limit():
+        return ChatTemplate(source, dict(special_tokens))
+
+
+def _refused(why: str) -> RequestError:
+    return RequestError(400, f"chat_template: {why}", param="chat_template", code="invalid_value")
+
+
+def _variables(source: str) -> frozenset[str]:
+    """The names that a template takes from outside."""
+    return frozenset(jinja2.meta.find_undeclared_variables(TemplateEnvironment().parse(source)))

@@ -1,46 +1,38 @@
 """From a decoded body to a ``Job``: every value checked, every default filled in, the rest refused by name.
 
-Called by the routes before anything is sent to the scheduler.
+Called by the routes before anything is sent to the scheduler. Single fields are looked at in ``sampling.py`` (how
+tokens are drawn) and ``stops.py`` (what ends an answer); here is what concerns the request as a whole.
 """
 
 import math
-import secrets
 import time
-from typing import Any, Final
+from typing import Final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from shoal.errors import RequestError
-from shoal.frontend.api_types import (
-    ChatCompletionRequest,
-    ChatMessage,
-    CompletionRequest,
-    GenerationRequest,
-    RequestBody,
-    StreamOptions,
-    Whole,
-    neutral_values,
-)
 from shoal.frontend.prompts import overflow
+from shoal.frontend.sampling import MOST_TOP_LOGPROBS, least_tokens, sampling_of
+from shoal.frontend.schemas.base import GenerationRequest, Whole
+from shoal.frontend.schemas.chat import ChatCompletionRequest
+from shoal.frontend.schemas.completions import CompletionRequest
 from shoal.frontend.service import Service
-from shoal.messages import Limits, Sampling
+from shoal.frontend.stops import repetition_limit, stop_ids, stop_strings
+from shoal.frontend.unavailable import refuse_unavailable
+from shoal.frontend.values import invalid, number, whole
+from shoal.messages import Grammar, Limits, Pooling, RepetitionLimit, Sampling, ThinkingBudget
 
 MOST_CHOICES: Final = 16
 MOST_SEQUENCES: Final = 256
-"""Of one HTTP request: n times the prompts."""
-_MOST_STOPS: Final = 16
-_MOST_STOP_CHARACTERS: Final = 1024
-_MOST_STOP_IDS: Final = 256
-_MOST_BIASES: Final = 4096
-_MOST_TOP_LOGPROBS: Final = 20
+"""Of one HTTP request: choices times the prompts."""
 _LONGEST_TIMEOUT_S: Final = 86_400.0
+_LONGEST_SALT: Final = 1024
+_MOST_METADATA: Final = 16
+_LONGEST_METADATA_KEY: Final = 64
+_LONGEST_METADATA_VALUE: Final = 512
+_LONGEST_NAME: Final = 100_000
+_MOST_PRIORITY: Final = 1 << 31
 _COMPLETION_DEFAULT_TOKENS: Final = 16
-_SEED_MASK: Final = (1 << 64) - 1
-_NEUTRAL: Final[dict[type[GenerationRequest], dict[str, tuple[Any, ...]]]] = {
-    body: neutral_values(body) for body in (ChatCompletionRequest, CompletionRequest)
-}
-_MESSAGE_NEUTRAL: Final = neutral_values(ChatMessage)
-_STREAM_NEUTRAL: Final = neutral_values(StreamOptions)
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -55,64 +47,110 @@ class Job(Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...]
     stop_ids: tuple[int, ...]
     skip_special: bool
+    """All but ``shown_ids``."""
     deadline_ns: int
+    goes_on: bool = False
+    """The answer stands within a text, right behind the prompt, so a space at its beginning is its own."""
+    include_stop: bool = False
+    """Whether what ended the answer is shown as a part of it."""
+    shown_ids: frozenset[int] = frozenset()
+    """Special tokens whose text is needed to read the answer."""
+    reports_ids: bool = False
+    """Whether every token is reported, also where it makes no text yet."""
+    prompt_logprobs: int = -1
+    """As in ``Submit``; of each prompt's first choice."""
+    scores_every_choice: bool = False
+    """Prompt log-probabilities of all choices: a stream cannot wait for the first one's."""
+    prompt_only: bool = False
+    """Nothing is generated for the client: the one token that a sequence must have is dropped."""
+    pooling: Pooling = ""
+    tenant: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+    repetition: RepetitionLimit | None = None
+
+
+def check_task(service: Service) -> None:
+    """Refuses to generate with a model that is served for its vectors."""
+    if service.settings.task == "embed":
+        message = (
+            "this server was started with --task embed: it answers /v1/embeddings and /pooling and generates "
+            "nothing; start it without --task embed to generate"
+        )
+        raise RequestError(400, message, param="model", code="wrong_task")
 
 
 def check_available(request: GenerationRequest) -> None:
-    """Refuses what the contract has and Shoal does not honour yet."""
-    _refuse_unavailable(request, _NEUTRAL[type(request)], "")
-    if isinstance(request, ChatCompletionRequest) and not isinstance(request.messages, str):
-        for number, message in enumerate(request.messages):
-            _refuse_unavailable(message, _MESSAGE_NEUTRAL, f"messages[{number}].")
+    """Refuses what the contract has and this server cannot honour, and hints that are malformed."""
+    refuse_unavailable(request, "")
     options = request.stream_options
-    if options is not None:
-        _refuse_unavailable(options, _STREAM_NEUTRAL, "stream_options.")
-        if not request.stream and (options.include_usage or options.continuous_usage_stats):
-            raise invalid("stream_options", "is only allowed with stream: true")
+    if options is not None and not request.stream and (options.include_usage or options.continuous_usage_stats):
+        raise invalid("stream_options", "is only allowed with stream: true")
+    _check_hints(request)
+    if request.adapter_name:
+        refusal = f"the adapter {request.adapter_name[:100]!r} is not served here; served adapters: none"
+        raise RequestError(404, refusal, param="adapter_name", code="adapter_not_found")
 
 
 def make_job(
     service: Service,
-    request: GenerationRequest,
+    request: ChatCompletionRequest | CompletionRequest,
     prompts: list[list[int]],
     *,
     label: str,
     logprobs: int,
     header_timeout: str | None,
+    tenant: str = "",
+    priority: int = 0,
+    grammar: Grammar | None = None,
+    thinking: ThinkingBudget | None = None,
+    also_stop_ids: tuple[int, ...] = (),
 ) -> Job:
-    """The job that ``request`` describes for ``prompts``, within the limits of the running model."""
+    """The job that ``request`` describes for ``prompts``, within the limits of the running model. ``priority`` is
+    added to the request's own."""
+    check_task(service)
     limits = service.switchboard.check_ready()
-    choices = whole("n", request.n, 1, 1, MOST_CHOICES)
-    if choices * len(prompts) > MOST_SEQUENCES:
-        message = f"{len(prompts)} prompts with n={choices} are more than {MOST_SEQUENCES} answers; send fewer at once"
-        raise RequestError(400, message, param="n", code="too_many_choices")
-    wanted = _wanted_tokens(request)
+    choices = _choices(request, len(prompts))
+    ends = stop_ids(service, request, also_stop_ids)
+    prompt_only = _is_prompt_only(request)
+    wanted = 1 if prompt_only else _wanted_tokens(request)
+    max_tokens = tuple(_fit(request, len(prompt), wanted, limits) for prompt in prompts)
+    _check_least(request, min(max_tokens))
     return Job(
         label=label,
         prompts=tuple(prompts),
         choices=choices,
-        sampling=_sampling(service, request, logprobs),
-        max_tokens=tuple(_fit(request, len(prompt), wanted, limits) for prompt in prompts),
-        stop=_stop_strings(request),
-        stop_ids=_stop_ids(service, request),
+        sampling=sampling_of(
+            service, request,
+            logprobs=max(logprobs, 0) if _ranks_choices(request) else logprobs,
+            stop_ids=ends, grammar=grammar, thinking=thinking,
+        ),
+        max_tokens=max_tokens,
+        stop=stop_strings(request),
+        stop_ids=ends,
         skip_special=request.skip_special_tokens is not False,
-        deadline_ns=_deadline_ns(request.timeout, header_timeout),
-    )
+        deadline_ns=deadline_ns(request.timeout, header_timeout),
+        goes_on=_goes_on(request),
+        include_stop=bool(request.include_stop_str_in_output),
+        reports_ids=bool(request.return_token_ids),
+        prompt_logprobs=prompt_logprobs(request),
+        scores_every_choice=bool(request.stream),
+        prompt_only=prompt_only,
+        tenant=tenant,
+        priority=priority + own_priority(request.priority),
+        cache_salt=_cache_salt(request),
+        repetition=repetition_limit(request),
+    )  # fmt: skip
 
 
-def seed_of_choice(seed: int, choice: int) -> int:
-    """The first choice has the request's own seed, so that n=1 repeats it; the others are mixed (splitmix64)."""
-    if choice == 0:
-        return seed
-    mixed = (seed + choice * 0x9E3779B97F4A7C15) & _SEED_MASK
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _SEED_MASK
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _SEED_MASK
-    return mixed ^ (mixed >> 31)
+def tier_of(request: GenerationRequest) -> str | UnsetType:
+    """``service_tier`` of the answer: there is one tier, and it is named where the request named one."""
+    return UNSET if request.service_tier is None else "default"
 
 
 def chat_logprobs(request: ChatCompletionRequest) -> int:
     """``Sampling.logprobs`` for the chat form."""
-    top = whole("top_logprobs", request.top_logprobs, 0, 0, _MOST_TOP_LOGPROBS)
+    top = whole("top_logprobs", request.top_logprobs, 0, 0, MOST_TOP_LOGPROBS)
     if top and not request.logprobs:
         raise invalid("top_logprobs", "needs logprobs: true")
     return top if request.logprobs else -1
@@ -124,142 +162,99 @@ def completion_logprobs(request: CompletionRequest) -> int:
         return -1
     if request.logprobs is True:
         raise invalid("logprobs", "must be the number of candidates, for example 1")
-    return whole("logprobs", request.logprobs, 0, 0, _MOST_TOP_LOGPROBS)
+    return whole("logprobs", request.logprobs, 0, 0, MOST_TOP_LOGPROBS)
 
 
-def check_best_of(request: CompletionRequest) -> None:
-    """1, or as many as are returned, asks for nothing; more is not available yet."""
-    if whole("best_of", request.best_of, 1, 1, MOST_CHOICES) not in (
-        1,
-        whole("n", request.n, 1, 1, MOST_CHOICES),
-    ):
-        raise _not_available("best_of")
+def prompt_logprobs(request: GenerationRequest) -> int:
+    """``Submit.prompt_logprobs``: asked for by name, or by ``echo`` together with ``logprobs``."""
+    named = -1
+    if request.prompt_logprobs is not None:
+        named = whole("prompt_logprobs", request.prompt_logprobs, 0, 0, MOST_TOP_LOGPROBS)
+        if request.stream:
+            raise invalid("prompt_logprobs", "are not part of a stream; leave out stream: true")
+    if isinstance(request, CompletionRequest) and request.echo:
+        return max(named, completion_logprobs(request))
+    return named
 
 
-def number(
-    name: str, value: float | None, default: float, low: float, high: float, *, above: bool = False
-) -> float:
-    """``value`` within [low, high], or (low, high] with ``above``."""
-    if value is None:
-        return default
-    if not (low < value if above else low <= value) or value > high:
-        bounds = f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
-        raise invalid(name, f"must be {bounds}, not {value:g}")
-    return float(value)
+def deadline_ns(body_timeout: float | None, header_timeout: str | None) -> int:
+    """The earlier one of the body's and the header's deadlines, as ``Submit`` has it."""
+    timeouts = []
+    if body_timeout is not None:
+        timeouts.append(number("timeout", body_timeout, 0, 0, _LONGEST_TIMEOUT_S, above=True))
+    if header_timeout is not None:
+        timeouts.append(
+            number("X-Request-Timeout", _seconds(header_timeout), 0, 0, _LONGEST_TIMEOUT_S, above=True)
+        )
+    return time.time_ns() + int(min(timeouts) * 1e9) if timeouts else 0
 
 
-def whole(name: str, value: Whole | None, default: int, low: int, high: int) -> int:
-    """``value`` as an integer within [low, high]; 64.0 is one."""
-    if value is None:
-        return default
-    if value != math.floor(value):
-        raise invalid(name, f"must be a whole number, not {value:g}")
-    if not low <= value <= high:
-        raise invalid(name, f"must be between {low} and {high}, not {str(value)[:40]}")
-    return int(value)
-
-
-def invalid(name: str, what: str) -> RequestError:
-    """A value that cannot be honoured."""
-    return RequestError(400, f"{name}: {what}", param=name, code="invalid_value")
-
-
-def check_ids(service: Service, ids: list[int], name: str) -> None:
-    """Every id must be one of the model's."""
-    if not ids:
-        raise invalid(name, "must not be empty")
-    for wrong in (min(ids), max(ids)):
-        if not 0 <= wrong < service.vocab_size:
-            raise invalid(
-                name, f"the token id {wrong} is not in the vocabulary (0 to {service.vocab_size - 1})"
-            )
+def own_priority(priority: Whole | None) -> int:
+    """What a request asks for; lower runs first."""
+    return whole("priority", priority, 0, -_MOST_PRIORITY, _MOST_PRIORITY)
 
 
 # --- inside ----------------------------------------------------------------------------------------------
 
 
-def _refuse_unavailable(body: RequestBody, fields: dict[str, tuple[Any, ...]], where: str) -> None:
-    for name, neutral in fields.items():
-        value = getattr(body, name)
-        if value is not None and value not in neutral:
-            raise _not_available(where + name)
+def _check_hints(request: GenerationRequest) -> None:
+    """OpenAI's hints change no token, but must be what OpenAI takes."""
+    metadata = request.metadata or {}
+    if len(metadata) > _MOST_METADATA:
+        raise invalid("metadata", f"has {len(metadata)} keys; at most {_MOST_METADATA} are taken")
+    for key, value in metadata.items():
+        if len(key) > _LONGEST_METADATA_KEY or len(value) > _LONGEST_METADATA_VALUE:
+            limits = f"{_LONGEST_METADATA_KEY} characters, values at most {_LONGEST_METADATA_VALUE}"
+            raise invalid("metadata", f"keys have at most {limits}; see {key[:40]!r}")
+    for name, text, most in (
+        ("user", request.user, _LONGEST_NAME),
+        ("safety_identifier", request.safety_identifier, 64),
+        ("prompt_cache_key", request.prompt_cache_key, _LONGEST_NAME),
+    ):
+        if text is not None and len(text) > most:
+            raise invalid(name, f"has {len(text)} characters; at most {most} are taken")
+    if request.prompt_cache_retention not in (None, "in_memory", "in-memory", "24h"):
+        raise invalid("prompt_cache_retention", "must be in_memory or 24h")
 
 
-def _not_available(name: str) -> RequestError:
-    return RequestError(400, f"{name}: not available yet; leave it out", param=name, code="not_available")
+def _choices(request: GenerationRequest, prompts: int) -> int:
+    """How many answers are generated to each prompt."""
+    n = whole("n", request.n, 1, 1, MOST_CHOICES)
+    if _ranks_choices(request):
+        assert isinstance(request, CompletionRequest)
+        best_of = whole("best_of", request.best_of, 1, 1, MOST_CHOICES)
+        if best_of < n:
+            raise invalid("best_of", f"must be at least n, which is {n}, not {best_of}")
+        if request.stream:
+            raise invalid("best_of", "needs every answer before it can choose; leave out stream: true")
+        n = best_of
+    if n * prompts > MOST_SEQUENCES:
+        message = f"{prompts} prompts with n={n} are more than {MOST_SEQUENCES} answers; send fewer at once"
+        raise RequestError(400, message, param="n", code="too_many_choices")
+    return n
 
 
-def _sampling(service: Service, request: GenerationRequest, logprobs: int) -> Sampling:
-    defaults = service.defaults
-    top_k = whole("top_k", request.top_k, defaults.top_k, -1, 1 << 30)
-    return Sampling(
-        seed=_seed(request.seed),
-        temperature=number("temperature", request.temperature, defaults.temperature, 0, 2),
-        top_p=number("top_p", request.top_p, defaults.top_p, 0, 1, above=True),
-        top_k=max(top_k, 0),
-        min_p=number("min_p", request.min_p, defaults.min_p, 0, 1),
-        repetition_penalty=number(
-            "repetition_penalty", request.repetition_penalty, defaults.repetition_penalty, 0.01, 10
-        ),
-        presence_penalty=number("presence_penalty", request.presence_penalty, 0.0, -2, 2),
-        frequency_penalty=number("frequency_penalty", request.frequency_penalty, 0.0, -2, 2),
-        logit_bias=_logit_bias(service, request.logit_bias),
-        logprobs=logprobs,
-    )
+def _ranks_choices(request: GenerationRequest) -> bool:
+    """Whether more answers are generated than are returned. ``best_of: 1`` asks for nothing, whatever ``n`` is."""
+    return isinstance(request, CompletionRequest) and request.best_of not in (None, 1, request.n or 1)
 
 
-def _seed(seed: Whole | None) -> int:
-    if seed is None:
-        return secrets.randbits(64)
-    return whole("seed", seed, 0, -(1 << 63), _SEED_MASK) & _SEED_MASK
+def _goes_on(request: ChatCompletionRequest | CompletionRequest) -> bool:
+    """Whether the answer stands right behind a text, and not at the beginning of a message."""
+    if isinstance(request, CompletionRequest):
+        return True
+    raw = isinstance(request.messages, str) or request.do_preprocess is False or bool(request.input_ids)
+    return raw or bool(request.continue_final_message)
 
 
-def _logit_bias(service: Service, biases: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
-    if not biases:
-        return ()
-    if len(biases) > _MOST_BIASES:
-        raise invalid("logit_bias", f"has {len(biases)} entries; at most {_MOST_BIASES} are taken")
-    return tuple(
-        (_bias_id(service, key), number(f"logit_bias.{key}", bias, 0, -100, 100))
-        for key, bias in biases.items()
-    )
-
-
-def _bias_id(service: Service, key: str) -> int:
-    canonical = key.isascii() and key.isdecimal() and (key == "0" or not key.startswith("0"))
-    if not (canonical and len(key) < 10 and int(key) < service.vocab_size):
-        raise invalid("logit_bias", f"{key[:40]!r} is not a token id (0 to {service.vocab_size - 1})")
-    return int(key)
-
-
-def _stop_strings(request: GenerationRequest) -> tuple[str, ...]:
-    stop = request.stop
-    if stop is True:
-        raise invalid("stop", "must be a string or a list of strings")
-    if not stop:
-        return ()
-    strings = [stop] if isinstance(stop, str) else stop
-    if len(strings) > _MOST_STOPS:
-        raise invalid("stop", f"has {len(strings)} strings; at most {_MOST_STOPS} are taken")
-    for string in strings:
-        if not 0 < len(string) <= _MOST_STOP_CHARACTERS:
-            raise invalid("stop", f"each string must have between 1 and {_MOST_STOP_CHARACTERS} characters")
-    return tuple(dict.fromkeys(strings))
-
-
-def _stop_ids(service: Service, request: GenerationRequest) -> tuple[int, ...]:
-    named = request.stop_token_ids or []
-    if len(named) > _MOST_STOP_IDS:
-        raise invalid("stop_token_ids", f"has {len(named)} ids; at most {_MOST_STOP_IDS} are taken")
-    ids = [whole("stop_token_ids", token_id, 0, 0, service.vocab_size - 1) for token_id in named]
-    own = () if request.ignore_eos else service.eos_ids
-    return tuple(dict.fromkeys([*ids, *own]))
+def _is_prompt_only(request: GenerationRequest) -> bool:
+    return isinstance(request, CompletionRequest) and bool(request.echo) and request.max_tokens == 0
 
 
 def _wanted_tokens(request: GenerationRequest) -> int | None:
     most = 1 << 31
     wanted = None if request.max_tokens is None else whole("max_tokens", request.max_tokens, 0, 1, most)
-    if not isinstance(request, ChatCompletionRequest) or request.max_completion_tokens is None:
+    if request.max_completion_tokens is None:
         return wanted
     newer = whole("max_completion_tokens", request.max_completion_tokens, 0, 1, most)
     if wanted is not None and wanted != newer:
@@ -282,15 +277,17 @@ def _fit(request: GenerationRequest, prompt_tokens: int, wanted: int | None, lim
     return wanted
 
 
-def _deadline_ns(body_timeout: float | None, header_timeout: str | None) -> int:
-    timeouts = []
-    if body_timeout is not None:
-        timeouts.append(number("timeout", body_timeout, 0, 0, _LONGEST_TIMEOUT_S, above=True))
-    if header_timeout is not None:
-        timeouts.append(
-            number("X-Request-Timeout", _seconds(header_timeout), 0, 0, _LONGEST_TIMEOUT_S, above=True)
-        )
-    return time.time_ns() + int(min(timeouts) * 1e9) if timeouts else 0
+def _check_least(request: GenerationRequest, max_tokens: int) -> None:
+    least = least_tokens(request)
+    if least > max_tokens:
+        raise invalid("min_tokens", f"{least} are more than the {max_tokens} that the answer may have")
+
+
+def _cache_salt(request: GenerationRequest) -> str:
+    salt = request.cache_salt or ""
+    if len(salt) > _LONGEST_SALT:
+        raise invalid("cache_salt", f"has {len(salt)} characters; at most {_LONGEST_SALT} are taken")
+    return salt
 
 
 def _seconds(text: str) -> float:

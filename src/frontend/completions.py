@@ -5,24 +5,46 @@ from typing import Final, cast
 import falcon
 import falcon.asgi
 import msgspec
-from msgspec import UNSET, UnsetType
 
+from shoal.errors import RequestError
 from shoal.frontend import body, checks, stream
-from shoal.frontend.api_types import (
-    Completion,
-    CompletionChoice,
-    CompletionLogprobs,
-    CompletionRequest,
-    Usage,
-)
+from shoal.frontend.answer_form import answer_form
+from shoal.frontend.completion_writer import CompletionWriter, Echo
+from shoal.frontend.constraint import Held, grammar_of
 from shoal.frontend.exchange import exchange_of
 from shoal.frontend.generation import Generation, Piece
-from shoal.frontend.logprobs import CompletionLogprobWriter
+from shoal.frontend.infill import Infill, infill_of
 from shoal.frontend.prompts import text_ids
-from shoal.frontend.service import Service, now, off_loop
+from shoal.frontend.routes import Operation, Route
+from shoal.frontend.schemas.completions import Completion, CompletionRequest
+from shoal.frontend.schemas.errors import ErrorAnswer
+from shoal.frontend.service import Service, off_loop
+from shoal.frontend.values import invalid, prompt_ids
 from shoal.messages import Limits
 
 _ENCODER: Final = msgspec.json.Encoder()
+
+
+def routes(service: Service) -> list[Route]:
+    """The completions route."""
+    return [
+        Route(
+            path="/v1/completions",
+            resource=Completions(service),
+            operations={
+                "POST": Operation(
+                    summary="Continue raw prompts",
+                    body=CompletionRequest,
+                    answer=Completion,
+                    event=Completion,
+                    event_error=ErrorAnswer,
+                    event_end=stream.DONE,
+                    errors=(404, 408, 413),
+                )
+            },
+            stateless=True,
+        )
+    ]
 
 
 class Completions:
@@ -30,75 +52,126 @@ class Completions:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._infill = infill_of(service.tokenizer)
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """Answers every prompt, whole or as a stream; choices are numbered prompt by prompt."""
         exchange = exchange_of(req)
         request = await body.read(req, CompletionRequest)
-        self._service.check_model(request.model)
+        service = self._service
+        checks.check_task(service)
+        service.check_model(request.model)
         checks.check_available(request)
-        checks.check_best_of(request)
-        exchange.user = request.user or ""
+        exchange.note(request)
         logprobs = checks.completion_logprobs(request)
-        limits = await self._service.switchboard.wait_ready()
+        infill = self._infill_for(request)
+        limits = await service.switchboard.wait_ready()
         prompts = await off_loop(
-            _characters(request.prompt), lambda: _prompts(self._service, limits, request.prompt)
+            _characters(request.prompt) + len(request.suffix or ""),
+            lambda: _Prompts(service, limits, request, infill).ids(),
         )
+        form = answer_form(request)
+        held = Held(form=form, wish=None, tool_format=None, markers=None)
+        grammar = await grammar_of(service, request, held)
         job = checks.make_job(
-            self._service, request, prompts,
+            service, request, prompts,
             label=exchange.request_id, logprobs=logprobs, header_timeout=req.get_header("X-Request-Timeout"),
+            tenant=exchange.tenant, priority=exchange.priority, grammar=grammar,
+            also_stop_ids=() if infill is None else infill.end_ids,
         )  # fmt: skip
-        generation = Generation(self._service, job)
+        echoes = [_echo(service, request, prompt, number) for number, prompt in enumerate(prompts)]
+        generation = Generation(service, job)
         exchange.open(generation)
-        writer = _CompletionWriter(self._service, generation, request)
+        writer = CompletionWriter(service, generation, request, echoes)
         if request.stream:
             await stream.begin(req, resp, exchange, generation, writer)
         else:
             resp.content_type = falcon.MEDIA_JSON
             resp.data = _ENCODER.encode(await _collect(generation, writer))
 
+    def _infill_for(self, request: CompletionRequest) -> Infill | None:
+        """The model's tokens for a middle, where the request has a suffix."""
+        if not request.suffix:
+            return None
+        if self._infill is None:
+            message = (
+                "suffix: this model was not trained to fill in the middle (its vocabulary has no tokens for it); "
+                "leave suffix out, or serve a code model that was"
+            )
+            raise RequestError(400, message, param="suffix", code="not_available")
+        if request.echo and checks.completion_logprobs(request) >= 0:
+            raise invalid("suffix", "the prompt's tokens are not its text here: leave out echo or logprobs")
+        return self._infill
 
-def _prompts(service: Service, limits: Limits, prompt: str | list[str | int | list[int]]) -> list[list[int]]:
+
+class _Prompts:
     """The token ids of each prompt. Texts get what the model wants around a raw prompt, ids are taken as they are."""
-    if isinstance(prompt, str):
-        return [_text_ids(service, limits, prompt, "prompt")]
-    if not prompt:
-        raise checks.invalid("prompt", "must not be empty")
-    if all(isinstance(item, str) for item in prompt):
-        _check_many(len(prompt))
-        return [
-            _text_ids(service, limits, text, f"prompt[{n}]") for n, text in enumerate(cast("list[str]", prompt))
-        ]
-    if all(isinstance(item, int) for item in prompt):
-        ids = cast("list[int]", prompt)
-        checks.check_ids(service, ids, "prompt")
-        return [ids]
-    if all(isinstance(item, list) for item in prompt):
-        _check_many(len(prompt))
-        lists = cast("list[list[int]]", prompt)
-        for number, ids in enumerate(lists):
-            checks.check_ids(service, ids, f"prompt[{number}]")
-        return lists
-    raise checks.invalid(
-        "prompt", "must be a string, a list of strings, a list of ids, or a list of lists of ids"
-    )
+
+    def __init__(
+        self, service: Service, limits: Limits, request: CompletionRequest, infill: Infill | None
+    ) -> None:
+        self._service = service
+        self._limits = limits
+        self._prompt = request.prompt
+        self._suffix = request.suffix or ""
+        self._infill = infill
+        self._add_special = request.add_special_tokens is not False and infill is None
+
+    def ids(self) -> list[list[int]]:
+        """All of them, in order."""
+        prompt = self._prompt
+        if isinstance(prompt, str):
+            return [self._of_text(prompt, "prompt")]
+        if not prompt:
+            raise invalid("prompt", "must not be empty")
+        if all(isinstance(item, str) for item in prompt):
+            _check_many(len(prompt))
+            return [self._of_text(text, f"prompt[{n}]") for n, text in enumerate(cast("list[str]", prompt))]
+        if all(isinstance(item, int) for item in prompt):
+            return [self._of_ids(cast("list[int]", prompt), "prompt")]
+        if all(isinstance(item, list) for item in prompt):
+            _check_many(len(prompt))
+            lists = cast("list[list[int]]", prompt)
+            return [self._of_ids(ids, f"prompt[{n}]") for n, ids in enumerate(lists)]
+        raise invalid("prompt", "must be a string, a list of strings, a list of ids, or a list of lists of ids")
+
+    def _of_ids(self, ids: list[int], name: str) -> list[int]:
+        return self._with_suffix(prompt_ids(self._service, name, ids))
+
+    def _of_text(self, text: str, name: str) -> list[int]:
+        service = self._service
+        ids = text_ids(service, self._limits, text, add_special=self._add_special, field=name)
+        if ids or self._infill is not None:
+            return self._with_suffix(ids)
+        bos_id = service.tokenizer.bos_id
+        if bos_id is None or bos_id >= service.vocab_size:
+            raise invalid(name, "must not be empty: this model has no token for the beginning of a text")
+        return [bos_id]
+
+    def _with_suffix(self, ids: list[int]) -> list[int]:
+        if self._infill is None:
+            return ids
+        text_ids(self._service, self._limits, self._suffix, add_special=False, field="suffix")
+        return self._infill.prompt(self._service.tokenizer, ids, self._suffix)
 
 
-def _text_ids(service: Service, limits: Limits, text: str, name: str) -> list[int]:
-    ids = text_ids(service, limits, text, add_special=True, field=name)
-    if ids:
-        return ids
-    bos_id = service.tokenizer.bos_id
-    if bos_id is None or bos_id >= service.vocab_size:
-        raise checks.invalid(name, "must not be empty: this model has no token for the beginning of a text")
-    return [bos_id]
+def _echo(service: Service, request: CompletionRequest, ids: list[int], number: int) -> Echo | None:
+    """What of the prompt stands before its answers."""
+    if not request.echo:
+        return None
+    prompt = request.prompt
+    given = prompt if isinstance(prompt, str) else prompt[number]
+    if isinstance(given, str):
+        opening = service.tokenizer.opening
+        unseen = len(opening) if tuple(ids[: len(opening)]) == opening else 0
+        return Echo(text=given, unseen=unseen if given else len(ids))
+    own = given if isinstance(given, list) else cast("list[int]", prompt)
+    return Echo(text=service.tokenizer.decode(own, skip_special=False))
 
 
 def _check_many(prompts: int) -> None:
     if prompts > checks.MOST_SEQUENCES:
-        raise checks.invalid(
-            "prompt", f"has {prompts} prompts; at most {checks.MOST_SEQUENCES} are taken at once"
-        )
+        raise invalid("prompt", f"has {prompts} prompts; at most {checks.MOST_SEQUENCES} are taken at once")
 
 
 def _characters(prompt: str | list[str | int | list[int]]) -> int:
@@ -107,71 +180,11 @@ def _characters(prompt: str | list[str | int | list[int]]) -> int:
     return sum(1 if isinstance(item, int) else len(item) for item in prompt)
 
 
-async def _collect(generation: Generation, writer: "_CompletionWriter") -> Completion:
+async def _collect(generation: Generation, writer: CompletionWriter) -> Completion:
     """Waits for every choice."""
     pieces: list[list[Piece]] = [[] for _ in generation.choices]
     while not generation.done:
         for piece in await generation.advance():
             pieces[piece.index].append(piece)
     await generation.settle()
-    choices = [writer.whole_choice(index, parts) for index, parts in enumerate(pieces)]
-    return writer.completion(choices, generation.usage())
-
-
-class _CompletionWriter:
-    """Answers and chunks in the completions form."""
-
-    def __init__(self, service: Service, generation: Generation, request: CompletionRequest) -> None:
-        options = request.stream_options
-        self._generation = generation
-        self._model = service.settings.model_name
-        self._fingerprint = service.fingerprint
-        self._created = now()
-        self._wants_usage = options is not None and bool(options.include_usage)
-        self._continuous = options is not None and bool(options.continuous_usage_stats)
-        self._logprobs = [CompletionLogprobWriter(service.tokenizer) for _ in generation.choices]
-        self._wants_logprobs = generation.job.sampling.logprobs >= 0
-
-    def opening(self) -> list[msgspec.Struct]:
-        """Nothing: this form has no roles."""
-        return []
-
-    def chunks(self, piece: Piece) -> list[msgspec.Struct]:
-        """One chunk with the text and, in the last, the reason of the end."""
-        if not (piece.text or piece.logprobs or piece.finish_reason):
-            return []
-        logprobs = self._logprobs[piece.index].write(piece) if piece.logprobs else None
-        choice = CompletionChoice(piece.index, piece.text, piece.finish_reason, piece.stop_reason, logprobs)
-        shown: Usage | UnsetType | None = None if self._wants_usage else UNSET
-        return [self.completion([choice], self._generation.usage() if self._continuous else shown)]
-
-    def closing(self) -> list[msgspec.Struct]:
-        """The usage, in a chunk without choices."""
-        return [self.completion([], self._generation.usage())] if self._wants_usage else []
-
-    def whole_choice(self, index: int, pieces: list[Piece]) -> CompletionChoice:
-        """A complete answer."""
-        return CompletionChoice(
-            index,
-            "".join([piece.text for piece in pieces]),
-            pieces[-1].finish_reason,
-            pieces[-1].stop_reason,
-            self._joined_logprobs(index, pieces) if self._wants_logprobs else None,
-        )
-
-    def completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
-        """The frame around choices."""
-        return Completion(
-            f"cmpl-{self._generation.job.label}", self._created, self._model, choices, self._fingerprint, usage
-        )
-
-    def _joined_logprobs(self, index: int, pieces: list[Piece]) -> CompletionLogprobs:
-        whole = CompletionLogprobs([], [], [], [])
-        for piece in pieces:
-            if piece.logprobs:
-                part = self._logprobs[index].write(piece)
-                whole.tokens += part.tokens
-                whole.token_logprobs += part.token_logprobs
-                whole.top_logprobs += part.top_logprobs
-                whole.text_offset += part.text_offset
-        return whole
+    return writer.whole(pieces)

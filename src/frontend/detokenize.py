@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from shoal.frontend.tokenize import Tokenizer
+from shoal.tokenizer import Tokenizer
 
 
 class Delta(Struct, frozen=True):
@@ -31,10 +31,16 @@ class Detokenizer:
         stop: Sequence[str] = (),
         skip_special: bool = True,
         include_stop: bool = False,
+        unstoppable: int = 0,
+        goes_on: bool = False,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self._stream = tokenizer.stream(skip_special)
+        """The text of the first ``unstoppable`` tokens is not searched for stop strings. An answer that ``goes_on``
+        within a text keeps its first space. ``shown_ids`` are special tokens that are not skipped."""
+        self._stream = tokenizer.stream(skip_special, goes_on=goes_on, shown_ids=shown_ids)
         self._matcher = _StopMatcher(stop)
         self._include_stop = include_stop
+        self._unstoppable = unstoppable
         self._held = ""
         self.stopped: str | None = None
 
@@ -60,6 +66,9 @@ class Detokenizer:
     def _advance(self, text: str) -> tuple[str, str | None]:
         """What of the held and the new text is certain not to belong to a stop string, and the one it completes."""
         if self._matcher.idle:
+            return text, None
+        if self._unstoppable > 0:
+            self._unstoppable -= 1
             return text, None
         whole = self._held + text
         for end in range(len(self._held), len(whole)):

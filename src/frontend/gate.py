@@ -1,48 +1,86 @@
-"""What every request passes before its route: its id, the Host header, CORS, the API key. A Falcon middleware."""
+"""What every request passes before its route: its id, the Host header, the page it comes from, the API key, its query.
+
+A Falcon middleware: what concerns any request is seen to before routing, what depends on the route after it. Who may
+pass is said by the routes themselves (``Route.scope``, ``Route.stateless``).
+"""
 
 import hmac
 import ipaddress
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn, cast
+from urllib.parse import urlsplit
 
+import falcon
 import falcon.asgi
 
-from shoal.config import Settings
+from shoal.access import digest_of
+from shoal.config import ApiKey, Settings
 from shoal.errors import RequestError
-from shoal.frontend.exchange import exchange_of
+from shoal.frontend.exchange import exchange_of, header_text
+from shoal.frontend.routes import Method, Route
 
-_OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/version"})
-"""Need no key."""
-_ANY_ORIGIN_PATHS: Final = ("/v1/models", "/v1/chat/completions", "/v1/completions")
-"""The stateless inference routes: with no --allow_origins a page of any origin may call them."""
 _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_EXPOSED_HEADERS: Final = "X-Request-Id, Retry-After, X-Session-State, Warning"
+_PREFLIGHT_AGE_S: Final = 600
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing: where a page's origin is not allowed, its browser keeps the answer from it."""
 
 
 class Gate:
     """The middleware."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, routes: Sequence[Route]) -> None:
+        self._settings = settings
         self._server_name = settings.server_name.strip("[]").lower()
         self._local_only = _is_loopback(self._server_name)
         self._origins = frozenset(settings.allow_origins)
-        self._keys = tuple(key.encode() for key in settings.api_keys)
+        self._keys = settings.api_keys
+        self._routes = {route.path: route for route in routes}
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        """Raises RequestError for what may not pass; answers a preflight itself."""
+        """Before routing. Raises RequestError for what may not pass."""
         exchange = exchange_of(req)
+        exchange.body_limit_bytes = self._settings.body_limit_bytes
+        exchange.drops_unknown_fields = self._settings.unknown_fields == "warn"
         resp.set_header("X-Request-Id", exchange.request_id)
         exchange.adopt_request_id(req.get_header("X-Request-Id"))
         resp.set_header("X-Request-Id", exchange.request_id)
-        self._check_host(req)
-        if self._allow_origin(req, resp) and _is_preflight(req):
-            _answer_preflight(req, resp)
+        if exchange.insider is not None:
             return
-        self._check_key(req)
+        self._check_host(req)
+        if self._keys:
+            key = self._find_key(req)
+            exchange.tenant = key.name if key else ""
+            exchange.scopes = key.scopes if key else ()
+
+    async def process_resource(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, _resource: Any, _params: dict[str, Any]
+    ) -> None:
+        """For a known route. Raises RequestError for what may not pass; answers a preflight itself."""
+        route = self._routes[req.uri_template or ""]
+        origin = req.get_header("Origin")
+        if origin is not None and not _is_same_origin(req, origin):
+            self._meet_foreign_page(req, resp, route, origin)
+        if not resp.complete:
+            self._check_scope(req, route)
+            _check_query(req, route)
 
     async def process_response(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, _resource: Any, _succeeded: bool
     ) -> None:
-        """Notes the status for the log."""
-        exchange_of(req).status = resp.status_code
+        """Notes the status for the log, and passes warnings on."""
+        exchange = exchange_of(req)
+        exchange.status = resp.status_code
+        for warning in exchange.warnings:
+            resp.append_header("Warning", f'299 shoal "{header_text(warning)}"')
+
+    async def refuse_unknown(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response | None, **kwargs: Any
+    ) -> NoReturn:
+        """A Falcon sink, for paths that no route has: without a key nobody learns which ones there are."""
+        if not exchange_of(req).scopes:
+            raise _missing_key()
+        raise falcon.HTTPRouteNotFound()
 
     def _check_host(self, req: falcon.asgi.Request) -> None:
         """A page whose name was rebound to our loopback address sends its own name as Host."""
@@ -54,28 +92,77 @@ class Gate:
             message = f"this server is not {header[:100]!r}; it answers to localhost and {self._server_name}"
             raise RequestError(403, message, param="Host", code="unknown_host")
 
-    def _allow_origin(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> bool:
-        origin = req.get_header("Origin")
-        if origin is None:
-            return False
-        if "*" in self._origins or (not self._origins and req.path.startswith(_ANY_ORIGIN_PATHS)):
+    def _find_key(self, req: falcon.asgi.Request) -> ApiKey | None:
+        """Compares with every key, so that the time it takes tells nothing."""
+        given = digest_of(_key(req))
+        matches = [key for key in self._keys if hmac.compare_digest(given, key.digest)]
+        return matches[0] if matches else None
+
+    def _check_scope(self, req: falcon.asgi.Request, route: Route) -> None:
+        scopes = exchange_of(req).scopes
+        if route.scope == "open":
+            return
+        if not scopes:
+            raise _missing_key()
+        if route.scope != "any" and route.scope not in scopes:
+            message = f"this key has no {route.scope} scope, which {req.path} needs; it has {', '.join(scopes)}"
+            raise RequestError(403, message, code="insufficient_scope")
+
+    def _meet_foreign_page(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, route: Route, origin: str
+    ) -> None:
+        """A page of another server calls, through the browser of somebody who may reach this one."""
+        allowed = self._allow_origin(resp, route, origin)
+        if allowed and _is_preflight(req):
+            self._answer_preflight(req, resp, route)
+        elif not allowed and (_is_preflight(req) or req.method not in _READING):
+            message = f"pages of {origin[:100]} may not call {req.path}; --allow_origins {origin[:100]} would let them"
+            raise RequestError(403, message, param="Origin", code="origin_not_allowed")
+
+    def _allow_origin(self, resp: falcon.asgi.Response, route: Route, origin: str) -> bool:
+        """Says so to the browser. With no --allow_origins what holds nobody's data is open to any page."""
+        if self._origins:
+            resp.append_header("Vary", "Origin")
+        if "*" in self._origins or (not self._origins and route.stateless):
             resp.set_header("Access-Control-Allow-Origin", "*")
         elif origin in self._origins:
             resp.set_header("Access-Control-Allow-Origin", origin)
-            resp.set_header("Vary", "Origin")
+            if self._settings.allow_credentials:
+                resp.set_header("Access-Control-Allow-Credentials", "true")
         else:
             return False
-        resp.set_header("Access-Control-Expose-Headers", "X-Request-Id, Retry-After")
+        resp.set_header("Access-Control-Expose-Headers", _EXPOSED_HEADERS)
         return True
 
-    def _check_key(self, req: falcon.asgi.Request) -> None:
-        if not self._keys or req.path in _OPEN_PATHS:
-            return
-        given = _key(req).encode()
-        matches = [hmac.compare_digest(given, key) for key in self._keys]
-        if not any(matches):
-            message = "missing or wrong API key; send it as Authorization: Bearer KEY, or as x-api-key"
-            raise RequestError(401, message, code="invalid_api_key")
+    def _answer_preflight(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, route: Route) -> None:
+        methods, headers = self._settings.allow_methods, self._settings.allow_headers
+        known = methods if "*" not in methods else (*route.operations, "OPTIONS")
+        asked = req.get_header("Access-Control-Request-Headers") or "*"
+        resp.set_header("Access-Control-Allow-Methods", ", ".join(known))
+        resp.set_header("Access-Control-Allow-Headers", asked if "*" in headers else ", ".join(headers))
+        resp.set_header("Access-Control-Max-Age", str(_PREFLIGHT_AGE_S))
+        resp.status = 204
+        resp.complete = True
+
+
+def _check_query(req: falcon.asgi.Request, route: Route) -> None:
+    """Where a query is read, it says nothing that would be ignored."""
+    operation = route.operations.get(cast("Method", req.method))
+    parameters = () if operation is None else operation.parameters
+    known = [parameter.name for parameter in parameters if parameter.place == "query"]
+    unknown = [name[:100] for name in req.params if name not in known] if known else []
+    if not unknown:
+        return
+    exchange = exchange_of(req)
+    if not exchange.drops_unknown_fields:
+        message = f"unknown query parameter: {unknown[0]}; {req.path} takes {', '.join(known)}"
+        raise RequestError(400, message, param=unknown[0], code="unknown_field")
+    exchange.warnings += [f"unknown query parameter dropped: {name}" for name in unknown]
+
+
+def _missing_key() -> RequestError:
+    message = "missing or wrong API key; send it as Authorization: Bearer KEY, or as x-api-key"
+    return RequestError(401, message, code="invalid_api_key")
 
 
 def _is_loopback(name: str) -> bool:
@@ -93,16 +180,18 @@ def _host_name(header: str) -> str:
     return host.partition(":")[0].rstrip(".")
 
 
+def _is_same_origin(req: falcon.asgi.Request, origin: str) -> bool:
+    """One of our own pages; a browser says so by Sec-Fetch-Site, which pages cannot set."""
+    if req.get_header("Sec-Fetch-Site") == "same-origin":
+        return True
+    try:
+        return urlsplit(origin).netloc.lower() == (req.get_header("Host") or "").lower()
+    except ValueError:
+        return False
+
+
 def _is_preflight(req: falcon.asgi.Request) -> bool:
     return req.method == "OPTIONS" and req.get_header("Access-Control-Request-Method") is not None
-
-
-def _answer_preflight(req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-    resp.set_header("Access-Control-Allow-Methods", "GET, POST, OPTIONS")
-    resp.set_header("Access-Control-Allow-Headers", req.get_header("Access-Control-Request-Headers") or "*")
-    resp.set_header("Access-Control-Max-Age", "600")
-    resp.status = 204
-    resp.complete = True
 
 
 def _key(req: falcon.asgi.Request) -> str:

@@ -6,17 +6,23 @@ Read in the master and in each worker; the settings file is named by the environ
 import asyncio
 import os
 import signal
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
 
-from shoal import process
+from shoal import access, process
 from shoal.config import load as load_settings
 from shoal.errors import StartError
 from shoal.frontend.app import SETTINGS_VARIABLE, application
 
 _settings = load_settings(Path(os.environ[SETTINGS_VARIABLE]))
 _host = f"[{_settings.server_name}]" if ":" in _settings.server_name else _settings.server_name
+
+if _settings.ssl_certfile:
+    keyfile, certfile = _settings.ssl_keyfile, _settings.ssl_certfile
+    _tls = access.tls_context(keyfile, certfile)
+    """Read once, before any worker: where gunicorn could not read the files later it would go on without TLS."""
 
 bind = f"{_host}:{_settings.server_port}"
 workers = _settings.frontends
@@ -50,6 +56,11 @@ def on_starting(server: Any) -> None:
     except (StartError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(process.START_FAILED_EXIT)
+
+
+def ssl_context(_config: Any, _default_factory: Any) -> ssl.SSLContext:
+    """What the workers answer with; only called with TLS."""
+    return _tls
 
 
 def post_fork(server: Any, worker: Any) -> None:

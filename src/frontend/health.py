@@ -1,18 +1,50 @@
-"""GET /health (steps make progress), /ready (a request would be served now), /version, and / (what there is)."""
+"""GET /health (steps make progress), /ready (a request would be served now) and /version."""
 
-from typing import Any, Final
+from typing import Annotated, Final, Literal
 
 import falcon
 import falcon.asgi
 import msgspec
+from msgspec import Struct
 
 from shoal import __version__
+from shoal.frontend.routes import Operation, Route
+from shoal.frontend.schemas.base import doc
 from shoal.frontend.service import Service
 from shoal.messages import Stats
 
 _ENCODER: Final = msgspec.json.Encoder()
 QUERY_PATIENCE_S: Final = 2.0
 _READY_PHASE: Final = "ready"
+
+
+def routes(service: Service) -> list[Route]:
+    """Two that are open to everybody, and one that takes any key."""
+    alive = Operation(summary="Whether the server is alive", answer=Condition, other_answers={503: Condition})
+    serves = Operation(summary="Whether it would serve now", answer=Condition, other_answers={503: Condition})
+    version = Operation(summary="Shoal's version", answer=VersionAnswer)
+    return [
+        _route("/health", Health(service), alive, "open"),
+        _route("/ready", Ready(service), serves, "open"),
+        _route("/version", Version(), version, "any"),
+    ]
+
+
+def _route(path: str, resource: object, operation: Operation, scope: Literal["open", "any"]) -> Route:
+    return Route(path=path, resource=resource, operations={"GET": operation}, scope=scope, stateless=True)
+
+
+class Condition(Struct, omit_defaults=True):
+    """How the server is."""
+
+    status: Annotated[str, doc("ok, ready, unhealthy or not ready.", "ok")]
+    reason: Annotated[str | None, doc("Why not, where it is not.", None)] = None
+
+
+class VersionAnswer(Struct):
+    """Of Shoal."""
+
+    version: Annotated[str, doc("The version.", __version__)]
 
 
 class Health:
@@ -25,7 +57,7 @@ class Health:
         """200 or 503 with the reason."""
         stats = await self._service.switchboard.query(QUERY_PATIENCE_S)
         trouble = self._trouble(stats)
-        _answer(resp, {"status": "ok"} if trouble is None else {"status": "unhealthy", "reason": trouble})
+        _answer(resp, Condition("ok") if trouble is None else Condition("unhealthy", trouble))
 
     on_head = on_get
 
@@ -48,7 +80,7 @@ class Ready:
         """200 or 503 with the reason."""
         stats = await self._service.switchboard.query(QUERY_PATIENCE_S)
         trouble = _hindrance(stats)
-        _answer(resp, {"status": "ready"} if trouble is None else {"status": "not ready", "reason": trouble})
+        _answer(resp, Condition("ready") if trouble is None else Condition("not ready", trouble))
 
     on_head = on_get
 
@@ -58,20 +90,8 @@ class Version:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """The version."""
-        _answer(resp, {"version": __version__})
-
-    on_head = on_get
-
-
-class Root:
-    """A signpost."""
-
-    def __init__(self, service: Service, routes: list[str]) -> None:
-        self._page = {"server": f"shoal {__version__}", "model": service.settings.model_name, "routes": routes}
-
-    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        """The routes that there are."""
-        _answer(resp, self._page)
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = _ENCODER.encode(VersionAnswer(__version__))
 
     on_head = on_get
 
@@ -81,6 +101,8 @@ def _hindrance(stats: Stats | None) -> str | None:
         return "the scheduler does not answer"
     if stats.draining:
         return "the server is shutting down"
+    if stats.asleep:
+        return f"the model sleeps at level {stats.asleep}; POST /wakeup"
     if not stats.ready:
         return "the model is being loaded: " + ", ".join(
             f"rank {rank.rank} {rank.phase}" for rank in stats.ranks
@@ -88,9 +110,9 @@ def _hindrance(stats: Stats | None) -> str | None:
     return None
 
 
-def _answer(resp: falcon.asgi.Response, content: dict[str, Any]) -> None:
-    resp.status = 503 if "reason" in content else 200
+def _answer(resp: falcon.asgi.Response, condition: Condition) -> None:
     resp.content_type = falcon.MEDIA_JSON
-    resp.data = _ENCODER.encode(content)
-    if "reason" in content:
+    resp.data = _ENCODER.encode(condition)
+    if condition.reason is not None:
+        resp.status = 503
         resp.set_header("Retry-After", "1")

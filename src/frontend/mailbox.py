@@ -7,7 +7,7 @@ import asyncio
 
 from msgspec import Struct
 
-from shoal.messages import Finished, Rejected, TokenRun
+from shoal.messages import Finished, PooledVector, Rejected, ScoredPrompt, TokenRun
 
 
 class Lost(Struct, frozen=True):
@@ -17,7 +17,7 @@ class Lost(Struct, frozen=True):
     detail: str
 
 
-News = TokenRun | Finished | Rejected | Lost
+News = TokenRun | ScoredPrompt | PooledVector | Finished | Rejected | Lost
 
 
 class Mailbox:

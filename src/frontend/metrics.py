@@ -13,12 +13,25 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from shoal.frontend.health import QUERY_PATIENCE_S
+from shoal.frontend.routes import Operation, Route
 from shoal.frontend.service import Service
 from shoal.messages import Histogram, Stats
 
 _PREFIX: Final = "shoal:"
 _LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 _UNITS: Final = {"_ms": "milliseconds", "_us": "microseconds", "_seconds": "seconds", "_bytes": "bytes"}
+
+
+def routes(service: Service) -> list[Route]:
+    """The scrape."""
+    return [
+        Route(
+            path="/metrics",
+            resource=Metrics(service),
+            operations={"GET": Operation(summary="Prometheus metrics", answer_media="text/plain")},
+            scope="metrics",
+        )
+    ]
 
 
 class Metrics:

@@ -9,6 +9,8 @@ import falcon.asgi
 import msgspec
 
 from shoal.errors import RequestError
+from shoal.frontend.exchange import exchange_of
+from shoal.frontend.schemas.anthropic import AnthropicError, AnthropicErrorDetail
 
 _LOGGER: Final = logging.getLogger("shoal.frontend")
 _ENCODER: Final = msgspec.json.Encoder()
@@ -23,11 +25,29 @@ _TYPES: Final = {
 }
 
 
-def error_body(error: RequestError) -> dict[str, dict[str, Any]]:
-    """OpenAI's error object."""
+ANTHROPIC_PREFIX: Final = "/v1/messages"
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    """OpenAI's error object, and beside it what clients of LMDeploy read."""
     kind = "server_error" if error.status >= 500 else _TYPES.get(error.status, "invalid_request_error")
     param = None if error.param is None else _short(error.param)
-    return {"error": {"message": _short(error.message), "type": kind, "param": param, "code": error.code}}
+    message = _short(error.message)
+    return {
+        "error": {"message": message, "type": kind, "param": param, "code": error.code},
+        "object": "error",
+        "message": message,
+        "code": error.status,
+    }
 
 
 def _short(text: str) -> str:
@@ -52,11 +72,22 @@ def register(app: falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]) ->
     app.add_error_handler(Exception, _answer_surprise)
 
 
-def write(resp: falcon.asgi.Response, error: RequestError) -> None:
-    """Makes ``resp`` the answer to ``error``."""
+def anthropic_error(error: RequestError) -> AnthropicError:
+    """Anthropic's error object."""
+    kind = "api_error" if error.status >= 500 else "invalid_request_error"
+    return AnthropicError(AnthropicErrorDetail(_ANTHROPIC_TYPES.get(error.status, kind), _short(error.message)))
+
+
+def write(req: falcon.asgi.Request, resp: falcon.asgi.Response, error: RequestError) -> None:
+    """Makes ``resp`` the answer to ``error``, in the form of the API that ``req`` calls."""
     resp.status = error.status
     resp.content_type = falcon.MEDIA_JSON
-    resp.data = encode_error(error)
+    if req.path.startswith(ANTHROPIC_PREFIX):
+        shown = anthropic_error(error)
+        shown.request_id = exchange_of(req).request_id
+        resp.data = _ENCODER.encode(shown)
+    else:
+        resp.data = encode_error(error)
     if error.status == 401:
         resp.set_header("WWW-Authenticate", "Bearer")
     if error.retry_after_s is not None:
@@ -66,7 +97,7 @@ def write(resp: falcon.asgi.Response, error: RequestError) -> None:
 async def _answer_request_error(
     req: falcon.asgi.Request, resp: falcon.asgi.Response, error: RequestError, _params: dict[str, Any]
 ) -> None:
-    write(resp, error)
+    write(req, resp, error)
 
 
 async def _answer_falcon_error(
@@ -80,7 +111,7 @@ async def _answer_falcon_error(
         message, code = f"{req.path} does not answer {req.method}", "method_not_allowed"
     else:
         message, code = error.description or error.title or "the request is invalid", "invalid_request"
-    write(resp, RequestError(status, message, code=code))
+    write(req, resp, RequestError(status, message, code=code))
     for name, value in (error.headers or {}).items() if isinstance(error.headers, dict) else ():
         resp.set_header(name, value)
 
@@ -89,4 +120,4 @@ async def _answer_surprise(
     req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Exception, _params: dict[str, Any]
 ) -> None:
     _LOGGER.error("request failed path=%s", req.path, exc_info=error)
-    write(resp, internal_error())
+    write(req, resp, internal_error())

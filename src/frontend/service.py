@@ -5,14 +5,17 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from shoal import __version__
 from shoal.config import Settings
 from shoal.errors import RequestError
 from shoal.frontend.chat_template import ChatTemplate
+from shoal.frontend.grammar import Grammars
 from shoal.frontend.switchboard import Switchboard
-from shoal.frontend.tokenize import Tokenizer
+from shoal.storage.opened import Storage
+from shoal.tokenizer import Tokenizer
 
 _INLINE_CHARACTERS: Final = 16_384
 """Longer texts are tokenised off the event loop, so that no other request notices."""
@@ -28,10 +31,13 @@ class Defaults(Struct, frozen=True, kw_only=True):
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    declared: frozenset[str] = frozenset()
+    """The fields that the model's authors set: a route's own defaults give way to them."""
 
 
 class Service(Struct, kw_only=True):
-    """The parts that routes share; nothing in here changes but what the switchboard holds."""
+    """The parts that routes share; nothing in here changes but what the switchboard holds, what the grammars
+    remember, and what runs in the background."""
 
     settings: Settings
     tokenizer: Tokenizer
@@ -41,8 +47,12 @@ class Service(Struct, kw_only=True):
     eos_ids: tuple[int, ...]
     defaults: Defaults
     switchboard: Switchboard
+    storage: Storage
+    grammars: Grammars
     created: int
     """Unix time that /v1/models tells."""
+    background: set[asyncio.Task[None]] = msgspec.field(default_factory=set)
+    """Work that goes on when its request has been answered; a drain waits for it."""
 
     @property
     def fingerprint(self) -> str:
@@ -83,4 +93,4 @@ def pick_defaults(declared: dict[str, Any]) -> Defaults:
     }
     if "top_k" in picked:
         picked["top_k"] = int(picked["top_k"])
-    return Defaults(**picked)
+    return Defaults(**picked, declared=frozenset(picked))

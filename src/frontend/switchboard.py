@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from msgspec import Struct, structs
 
@@ -15,6 +15,8 @@ from shoal.errors import RequestError
 from shoal.frontend.mailbox import Lost, Mailbox, News
 from shoal.logs import event
 from shoal.messages import (
+    Abort,
+    Aborted,
     Availability,
     Cancel,
     Draining,
@@ -22,12 +24,17 @@ from shoal.messages import (
     FrontendMessage,
     GatewayMessage,
     Limits,
+    PooledVector,
     Progress,
     Query,
     Refused,
     Rejected,
+    Rest,
+    ScoredPrompt,
     Stats,
     Submit,
+    Survey,
+    Surveyed,
     TokenRun,
     Welcome,
 )
@@ -36,6 +43,11 @@ LOGGER: Final = logging.getLogger("shoal.frontend")
 RETRY_AFTER_S: Final = 1.0
 GREETING_PATIENCE_S: Final = 1.0
 """For a scheduler to say whether it serves: so that a server that is up never looks down from one frontend."""
+
+_ABORT_PATIENCE_S: Final = 5.0
+
+Answer = Stats | Aborted | Surveyed
+A = TypeVar("A", Stats, Aborted, Surveyed)
 
 
 class OpenSequence(Struct):
@@ -57,12 +69,14 @@ class Switchboard:
         self.limits: Limits | None = None
         self.ready = False
         self.draining = False
+        self.asleep = 0
+        """Level of sleep that the model is at or on its way to."""
         self.unmatched = 0
         """News of sequences that are no longer open: late, and harmless."""
         self._send = send
         self._open: dict[int, OpenSequence] = {}
         self._last_request_no = 0
-        self._queries: dict[int, asyncio.Future[Stats]] = {}
+        self._queries: dict[int, asyncio.Future[Answer | None]] = {}
         self._last_query_no = 0
         self._informed = asyncio.Event()
         self._refusal = ""
@@ -75,6 +89,8 @@ class Switchboard:
             raise _unavailable("the scheduler is not running; it is being started again", "scheduler_restarted")
         if self.draining:
             raise _unavailable("the server is shutting down", "draining")
+        if self.asleep:
+            raise _unavailable("the model sleeps; POST /wakeup", "sleeping")
         if not self.ready or self.limits is None:
             raise _unavailable("the model is being loaded", "not_ready")
         return self.limits
@@ -87,10 +103,12 @@ class Switchboard:
         return self.check_ready()
 
     def submit(self, template: Submit, mailbox: Mailbox, index: int) -> int:
-        """Sends ``template`` under a new number, whose news go to ``mailbox``; returns the number."""
+        """Sends ``template`` under a new number, whose news go to ``mailbox``; returns the number, which is its group
+        too where it has none."""
         self._last_request_no += 1
         request_no = self._last_request_no
-        self._transmit(structs.replace(template, request_no=request_no))
+        group = template.group or request_no
+        self._transmit(structs.replace(template, request_no=request_no, group=group))
         self._open[request_no] = OpenSequence(mailbox, index)
         return request_no
 
@@ -108,19 +126,21 @@ class Switchboard:
 
     async def query(self, patience_s: float) -> Stats | None:
         """The scheduler's statistics; None where it does not answer in time."""
-        if not self.scheduler_id:
-            return None
-        self._last_query_no += 1
-        query_no = self._last_query_no
-        answer: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
-        self._queries[query_no] = answer
-        try:
-            self._send(Query(query_no), self.scheduler_id)
-            return await asyncio.wait_for(answer, patience_s)
-        except TimeoutError:
-            return None
-        finally:
-            del self._queries[query_no]
+        return await self._ask(Query, Stats, patience_s)
+
+    async def abort(self, label: str, tenant: str | None, patience_s: float = _ABORT_PATIENCE_S) -> int | None:
+        """Ends HTTP requests of any frontend (see ``Abort``), and says how many; None where the scheduler does not
+        answer in time."""
+        answer = await self._ask(lambda query_no: Abort(query_no, label, tenant), Aborted, patience_s)
+        return answer.requests if answer else None
+
+    async def rest(self, level: int) -> Stats | None:
+        """Puts the model to sleep or wakes it, and waits until it is so; None where the scheduler ends meanwhile."""
+        return await self._ask(lambda query_no: Rest(query_no, level), Stats, None)
+
+    async def survey(self, tenant: str | None, patience_s: float) -> Surveyed | None:
+        """What is open; None where the scheduler does not answer in time."""
+        return await self._ask(lambda query_no: Survey(query_no, tenant), Surveyed, patience_s)
 
     async def informed(self, patience_s: float) -> None:
         """Until a scheduler has said whether it serves, or patience is over."""
@@ -143,12 +163,12 @@ class Switchboard:
                 self._end(request_no, message)
             case Welcome(boot_id=boot_id):
                 self._greet(boot_id)
-            case Availability(ready=ready, limits=limits):
-                self.ready, self.limits = ready, limits or self.limits
+            case Availability(ready=ready, limits=limits, asleep=asleep):
+                self.ready, self.limits, self.asleep = ready, limits or self.limits, asleep
                 self._informed.set()
             case Draining():
                 self.draining = True
-            case Stats(query_no=query_no):
+            case Stats(query_no=query_no) | Aborted(query_no=query_no) | Surveyed(query_no=query_no):
                 self._answer(query_no, message)
             case Refused(detail=detail):
                 self._note_refusal(detail)
@@ -171,9 +191,11 @@ class Switchboard:
     # --- inside ---
 
     def _end_all(self, code: str, detail: str) -> None:
-        self.scheduler_id = 0
+        self.scheduler_id = self.asleep = 0
         self.ready = self.draining = False
         self._informed.clear()
+        for query_no in self._queries:
+            self._answer(query_no, None)
         for sequence in self._open.values():
             sequence.mailbox.put(sequence.index, Lost(code, detail))
         self._open.clear()
@@ -191,10 +213,22 @@ class Switchboard:
             event(LOGGER, "scheduler refused this frontend", logging.ERROR, detail=detail)
 
     def _apply_progress(self, progress: Progress) -> None:
+        for scored in progress.scored:
+            self._hand_on(scored)
+        for pooled in progress.pooled:
+            self._hand_on(pooled)
         for run in progress.runs:
             self._apply_run(run)
         for finished in progress.finished:
             self._end(finished.request_no, finished)
+
+    def _hand_on(self, reading: ScoredPrompt | PooledVector) -> None:
+        """What was read off a prompt; who waits for it knows what has come already."""
+        sequence = self._open.get(reading.request_no)
+        if sequence is None:
+            self.unmatched += 1
+            return
+        sequence.mailbox.put(sequence.index, reading)
 
     def _apply_run(self, run: TokenRun) -> None:
         sequence = self._open.get(run.request_no)
@@ -223,10 +257,28 @@ class Switchboard:
         terminal: News = news
         sequence.mailbox.put(sequence.index, terminal)
 
-    def _answer(self, query_no: int, stats: Stats) -> None:
-        answer = self._queries.get(query_no)
-        if answer is not None and not answer.done():
-            answer.set_result(stats)
+    async def _ask(
+        self, question: Callable[[int], FrontendMessage], kind: type[A], patience_s: float | None
+    ) -> A | None:
+        if not self.scheduler_id:
+            return None
+        self._last_query_no += 1
+        query_no = self._last_query_no
+        waiting: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self._queries[query_no] = waiting
+        try:
+            self._send(question(query_no), self.scheduler_id)
+            answer = await asyncio.wait_for(waiting, patience_s)
+        except TimeoutError:
+            return None
+        finally:
+            del self._queries[query_no]
+        return answer if isinstance(answer, kind) else None
+
+    def _answer(self, query_no: int, answer: Answer | None) -> None:
+        waiting = self._queries.get(query_no)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
 
     def _transmit(self, message: FrontendMessage) -> None:
         if not self.scheduler_id:

@@ -6,13 +6,20 @@ Called by plan (preempt) and core.
 
 from collections.abc import Iterable
 
-from shoal.messages import FinishReason
+from shoal.messages import Fault, FinishReason, PooledRow, RepetitionLimit, ScoredRow
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.book import Book
-from shoal.scheduler.request import Emitted, Ended, Event, Request, Sampled, State
+from shoal.scheduler.request import Emitted, Ended, Event, Pooled, Request, Sampled, Scored, State
 
 NON_FINITE = "the model produced a value that is not finite for this request; nothing else was affected"
+NOTHING_ALLOWED = (
+    "no token is allowed here: what the request asks for (grammar, allowed_token_ids, bad_words, min_tokens, "
+    "thinking_token_budget) contradicts itself"
+)
+GRAMMAR_FAILED = "the grammar is too complex to be followed any further; please simplify it"
 CREW_LOST = "a worker process died while this request ran; please send it again"
+
+_UNDRAWN = {-2: NOTHING_ALLOWED, -3: GRAMMAR_FAILED}
 
 
 def apply(book: Book, pool: BlockPool, sampled: Iterable[Sampled]) -> tuple[list[Event], int]:
@@ -28,6 +35,19 @@ def apply(book: Book, pool: BlockPool, sampled: Iterable[Sampled]) -> tuple[list
     return events, stale
 
 
+def read(book: Book, scored: Iterable[ScoredRow], pooled: Iterable[PooledRow]) -> list[Event]:
+    """What one step's result says of prompts whose sequences have not left. Comes before ``apply``, which may end
+    them."""
+    return [
+        *(
+            Scored(request, row.position, row.logprobs)
+            for row in scored
+            if (request := book.owner(row.slot, row.epoch))
+        ),
+        *(Pooled(request, row.vector) for row in pooled if (request := book.owner(row.slot, row.epoch))),
+    ]
+
+
 def finish(
     book: Book,
     pool: BlockPool,
@@ -36,11 +56,12 @@ def finish(
     *,
     stop_id: int | None = None,
     detail: str = "",
+    fault: Fault = "server",
 ) -> Ended:
     """Ends a request wherever it is; what it holds is free at once."""
     _release(pool, request)
     book.close(request)
-    return Ended(request, reason, stop_id, detail)
+    return Ended(request, reason, stop_id, detail, fault)
 
 
 def preempt(book: Book, pool: BlockPool, request: Request) -> None:
@@ -52,7 +73,9 @@ def preempt(book: Book, pool: BlockPool, request: Request) -> None:
 def crew_lost(book: Book, pool: BlockPool) -> list[Event]:
     """The ranks and all they held are gone: what ran ends, what waits goes on waiting."""
     running = list(book.seated.values())
-    events: list[Event] = [finish(book, pool, request, "failed", detail=CREW_LOST) for request in running]
+    events: list[Event] = [
+        finish(book, pool, request, "failed", detail=CREW_LOST, fault="worker") for request in running
+    ]
     book.forget_ranks()
     pool.reset(0)
     return events
@@ -60,8 +83,12 @@ def crew_lost(book: Book, pool: BlockPool) -> list[Event]:
 
 def _advance(book: Book, pool: BlockPool, request: Request, row: Sampled) -> list[Event]:
     request.pending -= 1
+    if undrawn := _UNDRAWN.get(row.token_id):
+        return [finish(book, pool, request, "failed", detail=undrawn, fault="request")]
     if row.token_id < 0:
         return [_fail_non_finite(book, pool, request)]
+    if request.pooling:
+        return [finish(book, pool, request, "stop")]
     emitted = Emitted(request, request.generated, row.token_id, row.logprob)
     request.tokens.append(row.token_id)
     pool.index.publish(request)
@@ -69,7 +96,20 @@ def _advance(book: Book, pool: BlockPool, request: Request, row: Sampled) -> lis
         return [emitted, finish(book, pool, request, "stop", stop_id=row.token_id)]
     if request.known >= request.limit:
         return [emitted, finish(book, pool, request, "length")]
+    if request.repetition and _repeats(request, request.repetition):
+        return [emitted, finish(book, pool, request, "repetition")]
     return [emitted]
+
+
+def _repeats(request: Request, limit: RepetitionLimit) -> bool:
+    """Whether the answer ends in a pattern that stands there often enough: then it equals itself moved by one."""
+    tokens, generated = request.tokens, request.generated
+    for length in range(limit.min_pattern, min(limit.max_pattern, generated // limit.min_count) + 1):
+        if tokens[-1] == tokens[-1 - length]:
+            span = length * limit.min_count
+            if tokens[-span:-length] == tokens[length - span :]:
+                return True
+    return False
 
 
 def _fail_non_finite(book: Book, pool: BlockPool, request: Request) -> Ended:

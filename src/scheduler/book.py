@@ -3,9 +3,10 @@
 The only owner of slots and queues. Called by plan, apply and core; holds no blocks and makes no decisions.
 """
 
-from bisect import bisect_left, insort
 from heapq import heapify, heappop, heappush
 
+from shoal.scheduler.fairness import FairQueue, Shares
+from shoal.scheduler.quota import Quotas
 from shoal.scheduler.request import Request, State
 
 Key = tuple[int, int]
@@ -14,9 +15,10 @@ Key = tuple[int, int]
 class Book:
     """Every request that has not ended."""
 
-    def __init__(self, instance_num: int) -> None:
-        self.waiting: list[Request] = []
-        """In order; see ``Request.order``."""
+    def __init__(self, instance_num: int, quotas: Quotas) -> None:
+        self.shares = Shares()
+        self.waiting = FairQueue(self.shares)
+        self.quotas = quotas
         self.seated: dict[int, Request] = {}
         """slot → its owner."""
         self.arriving: dict[Request, None] = {}
@@ -59,6 +61,8 @@ class Book:
     def enter(self, request: Request) -> None:
         """A new request joins the queue."""
         self._requests[request.frontend_no, request.request_no] = request
+        self.shares.enter(request.tenant)
+        self.quotas.enter(request)
         if request.deadline_ns:
             heappush(self._deadlines, (request.deadline_ns, request.serial, request))
         self._queue(request)
@@ -87,11 +91,18 @@ class Book:
             self._vacate(request)
         request.state = State.DONE
         del self._requests[request.frontend_no, request.request_no]
+        self.shares.leave(request.tenant)
+        self.quotas.leave(request)
 
-    def next_turn(self) -> int:
-        """Rises with each row that is given out: whoever has the least was served longest ago."""
+    def serve(self, request: Request, tokens: int) -> None:
+        """So many tokens of the request will be computed: its tenant pays, and it was served last of all."""
+        self.shares.charge(request.tenant, tokens)
         self._turns += 1
-        return self._turns
+        request.served_at = self._turns
+
+    def take_back(self, request: Request, tokens: int) -> None:
+        """They will not be computed after all."""
+        self.shares.charge(request.tenant, -tokens)
 
     def tell_ranks(self) -> tuple[tuple[int, ...], tuple[Request, ...]]:
         """Slots that end on the ranks and requests that take one, since the last call."""
@@ -128,11 +139,11 @@ class Book:
         return epoch + 1
 
     def _queue(self, request: Request) -> None:
-        insort(self.waiting, request, key=lambda other: other.order)
+        self.waiting.add(request)
         self.queued_tokens += request.known
 
     def _unqueue(self, request: Request) -> None:
-        del self.waiting[bisect_left(self.waiting, request.order, key=lambda other: other.order)]
+        self.waiting.remove(request)
         self.queued_tokens -= request.known
 
     def _vacate(self, request: Request) -> None:

@@ -4,18 +4,21 @@ Owns the book, the pool, the index and the plans in flight. Called by the loop; 
 with a fake rank in virtual time.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from shoal.messages import Limits, Rejected, StepPlan, StepResult, Submit
-from shoal.scheduler.admission import Gate, admit, unfit
-from shoal.scheduler.apply import apply, crew_lost, finish
+from shoal.messages import FinishReason, Limits, OpenRequest, Rejected, StepPlan, StepResult, Submit
+from shoal.scheduler.admission import Gate, Speed, admit, unfit
+from shoal.scheduler.apply import apply, crew_lost, finish, read
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.book import Book
 from shoal.scheduler.pipeline import Flight, Pipeline
 from shoal.scheduler.plan import Step, plan
 from shoal.scheduler.prefix import PrefixIndex
-from shoal.scheduler.request import Event, Request
+from shoal.scheduler.quota import Quota, Quotas
+from shoal.scheduler.request import Emitted, Event, Group, Request, State
 
+_UNMEASURED = Speed()
 SHUT_DOWN = "the server shut down before this answer was complete; send the request again"
 
 
@@ -31,6 +34,10 @@ class Rules:
     max_queued_tokens: int
     prefix_caching: bool = True
     prefix_key: bytes
+    quotas: Mapping[str, Quota] = field(default_factory=dict)
+    """tenant → its limits."""
+    max_concurrent_requests: int = 0
+    """Open HTTP requests of everybody together; 0: any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class Core:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self.book = Book(rules.instance_num)
+        self.book = Book(rules.instance_num, Quotas(rules.quotas, rules.max_concurrent_requests))
         index = PrefixIndex(rules.block_size, rules.prefix_key, enabled=rules.prefix_caching)
         self.pool = BlockPool(0, index)
         self.pipeline = Pipeline()
@@ -69,14 +76,18 @@ class Core:
         """From now on nothing new is accepted."""
         self.gate = replace(self.gate, draining=True)
 
+    def rest(self, level: int) -> None:
+        """From now on the model sleeps, or is on its way: nothing new is accepted; at level 0 it is again."""
+        self.gate = replace(self.gate, asleep=level)
+
     def submit(
-        self, frontend_no: int, submit: Submit, now_ns: int, tokens_per_s: float = 0.0
+        self, frontend_no: int, submit: Submit, now_ns: int, speed: Speed = _UNMEASURED
     ) -> Request | Rejected | None:
         """A request that waits now, or why not; None for one that is open already."""
         if self.book.find(frontend_no, submit.request_no):
             return None
         self._serial += 1
-        outcome = admit(submit, frontend_no, self._serial, self.gate, self.book, now_ns, tokens_per_s)
+        outcome = admit(submit, frontend_no, self._serial, self.gate, self.book, now_ns, speed)
         if isinstance(outcome, Request):
             self.book.enter(outcome)
         return outcome
@@ -88,20 +99,35 @@ class Core:
 
     def cancel_frontend(self, frontend_no: int) -> list[Event]:
         """Ends everything of a frontend that has gone."""
-        return [
-            finish(self.book, self.pool, request, "cancelled") for request in self.book.of_frontend(frontend_no)
-        ]
+        self.book.quotas.forget(frontend_no)
+        return self._end(self.book.of_frontend(frontend_no), "cancelled")
 
     def cancel_all(self) -> list[Event]:
         """Ends everything."""
-        return [
-            finish(self.book, self.pool, request, "cancelled", detail=SHUT_DOWN) for request in self.book.all()
+        return self._end(self.book.all(), "cancelled", SHUT_DOWN)
+
+    def abort(self, label: str, tenant: str | None) -> tuple[list[Event], int]:
+        """Ends the HTTP requests of that label, of any label where it is empty; of one tenant, or of any where that
+        is None. Their clients get what there is. How many HTTP requests they were is the second of the pair."""
+        named = [
+            request
+            for request in self.book.all()
+            if label in ("", request.label) and tenant in (None, request.tenant)
         ]
+        return self._end(named, "aborted"), len({request.group for request in named})
+
+    def survey(self, tenant: str | None, now_ns: int) -> tuple[OpenRequest, ...]:
+        """The open HTTP requests of one tenant, or of all, the oldest first."""
+        groups: dict[Group, list[Request]] = {}
+        for request in self.book.all():
+            if tenant in (None, request.tenant):
+                groups.setdefault(request.group, []).append(request)
+        oldest_first = sorted(groups.values(), key=lambda sequences: sequences[0].arrival_ns)
+        return tuple(_described(sequences, now_ns) for sequences in oldest_first)
 
     def expire(self, now_ns: int) -> list[Event]:
         """Ends what has passed its deadline, running or waiting."""
-        late = self.book.expired(now_ns)
-        return [finish(self.book, self.pool, request, "deadline") for request in late]
+        return self._end(self.book.expired(now_ns), "deadline")
 
     def plan(self) -> Step | None:
         """The next step, if a crew is up, the pipeline has room and there is something to compute."""
@@ -119,9 +145,13 @@ class Core:
         if answered is None:
             return None
         flight, rows = answered
+        readings = read(self.book, result.scored, result.pooled)
         events, stale = apply(self.book, self.pool, rows)
         self.stale_rows += stale
-        return Collected(flight, events)
+        for event in events:
+            if isinstance(event, Emitted):
+                self.book.quotas.spend(event.request.tenant, 1)
+        return Collected(flight, readings + events)
 
     def crew_up(self, crew_epoch: int, num_blocks: int) -> list[Event]:
         """A crew with empty memory serves from now on; ends what waits and would not fit any more."""
@@ -131,15 +161,37 @@ class Core:
         rules = self.rules
         limits = Limits(rules.session_len, num_blocks, rules.block_size, rules.instance_num)
         self.gate = replace(self.gate, limits=limits)
-        waiting = [(request, unfit(request.limit, limits)) for request in list(self.book.waiting)]
+        waiting = [
+            (request, unfit(request.limit, limits, bool(request.pooling)))
+            for request in list(self.book.waiting)
+        ]
         return [finish(self.book, self.pool, request, "failed", detail=why) for request, why in waiting if why]
 
     def crew_lost(self) -> list[Event]:
-        """The crew is gone, with its memory and the plans in flight."""
+        """The crew is gone, or rests, with its memory and the plans in flight."""
         self.serving = False
         self.pipeline.restart(0)
         return crew_lost(self.book, self.pool)
 
     def discrepancy(self) -> str:
-        """What does not add up in the pool; empty when all is well."""
-        return self.pool.discrepancy(request.blocks for request in self.book.seated.values())
+        """What does not add up in the pool or the accounts; empty when all is well."""
+        blocks = self.pool.discrepancy(request.blocks for request in self.book.seated.values())
+        return blocks or self.book.quotas.discrepancy(self.book.all())
+
+    def _end(self, requests: Iterable[Request], reason: FinishReason, detail: str = "") -> list[Event]:
+        return [finish(self.book, self.pool, request, reason, detail=detail) for request in requests]
+
+
+def _described(sequences: list[Request], now_ns: int) -> OpenRequest:
+    first = sequences[0]
+    running = sum(request.state is State.RUNNING for request in sequences)
+    return OpenRequest(
+        label=first.label,
+        tenant=first.tenant,
+        priority=first.priority,
+        running=running,
+        waiting=len(sequences) - running,
+        prompt_tokens=sum(request.prompt_len for request in sequences),
+        generated_tokens=sum(request.generated for request in sequences),
+        age_ms=(now_ns - first.arrival_ns) // 1_000_000,
+    )

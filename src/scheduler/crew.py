@@ -2,8 +2,9 @@
 
 Ranks say RankHello, are sent Load and answer Loaded; once all have, Allocate goes to all; once all are Ready the
 crew serves. From Allocate on the ranks depend on each other, so the loss of one ends the crew epoch: the others
-are sent Load again, keep their weights and wait for the supervisor to restart the missing one. Called by the
-loop; owns who is who, knows nothing of requests.
+are sent Load again, keep their weights and wait for the supervisor to restart the missing one. To sleep, all are sent
+GiveUp; one that dies meanwhile may come back without being loaded, and Load wakes them all. Called by the loop; owns
+who is who, knows nothing of requests.
 """
 
 import logging
@@ -19,6 +20,8 @@ from shoal.messages import (
     PROTOCOL,
     Allocate,
     Broken,
+    GivenUp,
+    GiveUp,
     Load,
     Loaded,
     Loading,
@@ -92,6 +95,9 @@ class Crew:
         """pidfd → when it has to be gone, in monotonic nanoseconds."""
         self._allocated = False
         self._allocated_ns = 0
+        self.rest_level = 0
+        """Level of sleep that the ranks are at or on their way to."""
+        self._resting_ns = 0
         self._events: list[CrewEvent] = []
         watch.add(self.socket)
 
@@ -104,6 +110,33 @@ class Crew:
     def warming_since_ns(self) -> int | None:
         """Since when the ranks form their group and warm up, in monotonic nanoseconds; None where they don't."""
         return self._allocated_ns if self._allocated and not self.serving else None
+
+    @property
+    def asleep(self) -> int:
+        """Level of sleep that all ranks are at; 0 while one is awake. See ``Rest``."""
+        return self.rest_level if all(rank.phase == "asleep" for rank in self._ranks.values()) else 0
+
+    @property
+    def resting_since_ns(self) -> int | None:
+        """Since when the ranks give up their memory, in monotonic nanoseconds; None where they don't."""
+        return self._resting_ns if self.rest_level and not self.asleep else None
+
+    def rest(self, level: int) -> None:
+        """Has the ranks, which serve or sleep less deeply, give up their memory. No plan may be in flight."""
+        self.rest_level, self._resting_ns = level, time.monotonic_ns()
+        self._allocated = False
+        self._rendezvous.unlink(missing_ok=True)
+        event(_LOG, "crew_rests", level=level, crew_epoch=self.epoch)
+        for rank in [rank for rank in self._ranks.values() if rank.num_blocks]:
+            rank.phase = "resting"
+            self._send(rank, GiveUp(self.epoch, level))
+
+    def wake(self) -> None:
+        """Has the ranks load what they gave up."""
+        self.rest_level = 0
+        self.epoch += 1
+        event(_LOG, "crew_wakes", crew_epoch=self.epoch)
+        self._load_all()
 
     def status(self) -> tuple[RankStatus, ...]:
         """Each rank's phase and progress."""
@@ -167,6 +200,8 @@ class Crew:
                 self._loaded(rank, num_blocks)
             case Ready(crew_epoch=epoch) if self._awaits(rank, epoch, "warming"):
                 self._ready(rank)
+            case GivenUp(crew_epoch=epoch) if self._awaits(rank, epoch, "resting"):
+                rank.phase = "asleep"
             case StepResult() if rank.number == 0:
                 self._events.append(message)
             case Broken(crew_epoch=epoch) if epoch == self.epoch:
@@ -194,7 +229,10 @@ class Crew:
         rank = Rank(hello.rank, identity, hello.boot_id, hello.pid, pidfd)
         self._ranks[hello.rank] = rank
         event(_LOG, "rank_connected", rank=hello.rank, pid=hello.pid, crew_epoch=self.epoch)
-        self._send(rank, Load(self._boot_id, self.epoch))
+        if self.rest_level:
+            rank.phase = "asleep"
+        else:
+            self._send(rank, Load(self._boot_id, self.epoch))
 
     def _fault(self, hello: RankHello) -> str:
         if hello.protocol != PROTOCOL or hello.fingerprint != fingerprint():
@@ -212,8 +250,7 @@ class Crew:
             self._allocate()
 
     def _allocate(self) -> None:
-        rendezvous = self._run_dir / f"rendezvous-{self._boot_id:x}-{self.epoch}"
-        message = Allocate(self.epoch, self._num_blocks(), str(rendezvous))
+        message = Allocate(self.epoch, self._num_blocks(), str(self._rendezvous))
         self._allocated, self._allocated_ns = True, time.monotonic_ns()
         ranks = list(self._ranks.values())
         for rank in ranks:
@@ -272,16 +309,22 @@ class Crew:
             event(_LOG, "boot_interrupted", logging.WARNING, why=why)
             return
         served = self._end_epoch()
+        self._load_all()
+        self._report_loss(served, why)
+
+    def _load_all(self) -> None:
         for rank in list(self._ranks.values()):
             rank.phase, rank.done, rank.total = "loading", 0, 0
             self._send(rank, Load(self._boot_id, self.epoch))
-        self._report_loss(served, why)
+
+    @property
+    def _rendezvous(self) -> Path:
+        return self._run_dir / f"rendezvous-{self._boot_id:x}-{self.epoch}"
 
     def _end_epoch(self) -> bool:
         """The next epoch begins; whether the old one may have served."""
         served, self._allocated = self._allocated, False
-        rendezvous = self._run_dir / f"rendezvous-{self._boot_id:x}-{self.epoch}"
-        rendezvous.unlink(missing_ok=True)
+        self._rendezvous.unlink(missing_ok=True)
         self.epoch += 1
         return served
 

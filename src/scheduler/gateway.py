@@ -12,6 +12,7 @@ from shoal import transport
 from shoal.logs import event
 from shoal.messages import (
     PROTOCOL,
+    Abort,
     Availability,
     Cancel,
     Draining,
@@ -20,15 +21,20 @@ from shoal.messages import (
     Goodbye,
     Hello,
     Message,
+    PooledVector,
     Progress,
     Query,
     Refused,
+    Rest,
+    ScoredPrompt,
     Submit,
+    Survey,
     TokenRun,
     Welcome,
 )
 from shoal.scheduler.link import Ready, Watch, receive, send
-from shoal.scheduler.request import Emitted, Event
+from shoal.scheduler.request import Emitted, Event, Pooled, Scored
+from shoal.scheduler.stats import finished
 from shoal.wire import Inbox, encode, fingerprint
 
 _LOG = logging.getLogger("shoal.scheduler.gateway")
@@ -41,7 +47,7 @@ class Departed:
     """A frontend is gone; nothing can be sent to it."""
 
 
-Arrival = tuple[int, Submit | Cancel | Query | Departed]
+Arrival = tuple[int, Submit | Cancel | Query | Abort | Rest | Survey | Departed]
 """Frontend number and what came of it."""
 
 
@@ -58,6 +64,18 @@ class Frontend:
     told: Availability | None = None
     runs: list[TokenRun] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
+    scored: list[ScoredPrompt] = field(default_factory=list)
+    pooled: list[PooledVector] = field(default_factory=list)
+
+    def has_news(self) -> bool:
+        """Whether something has been posted since ``take_news``."""
+        return bool(self.runs or self.finished or self.scored or self.pooled)
+
+    def take_news(self, step_id: int) -> Progress:
+        """All that has been posted."""
+        news = Progress(step_id, tuple(self.runs), tuple(self.finished), tuple(self.scored), tuple(self.pooled))
+        self.runs, self.finished, self.scored, self.pooled = [], [], [], []
+        return news
 
 
 class Gateway:
@@ -104,19 +122,18 @@ class Gateway:
             logprobs = (happened.logprob,) if happened.logprob else ()
             run = TokenRun(request.request_no, happened.position, (happened.token_id,), logprobs)
             frontend.runs.append(run)
+        elif isinstance(happened, Scored):
+            frontend.scored.append(ScoredPrompt(request.request_no, happened.position, happened.logprobs))
+        elif isinstance(happened, Pooled):
+            frontend.pooled.append(PooledVector(request.request_no, happened.vector))
         else:
-            cached = max(0, request.cached_tokens)
-            frontend.finished.append(
-                Finished(request.request_no, happened.reason, happened.stop_id, cached, happened.detail)
-            )
+            frontend.finished.append(finished(happened))
 
     def flush(self, step_id: int) -> None:
         """Sends what has been posted: one Progress a frontend."""
         for frontend in list(self._frontends.values()):
-            if frontend.runs or frontend.finished:
-                progress = Progress(step_id, tuple(frontend.runs), tuple(frontend.finished))
-                frontend.runs, frontend.finished = [], []
-                self._send(frontend, progress)
+            if frontend.has_news():
+                self._send(frontend, frontend.take_news(step_id))
 
     def send(self, frontend_no: int, message: Message) -> None:
         """Answers one frontend, if it is still there."""
@@ -143,7 +160,7 @@ class Gateway:
             self._greet(identity, message)
             return self._take_departed()
         frontend = self._frontends.get(self._numbers.get(identity, 0))
-        if frontend is None or (frontend.observes and isinstance(message, Submit | Cancel)):
+        if frontend is None or (frontend.observes and isinstance(message, Submit | Cancel | Abort | Rest)):
             self.strangers += 1
             return []
         if isinstance(message, Goodbye):

@@ -10,13 +10,28 @@ from collections.abc import Iterable
 
 from shoal.config import Settings
 from shoal.logs import event
-from shoal.messages import Availability, Cancel, Query, Rejected, Stats, StepPlan, StepResult, Submit
+from shoal.messages import (
+    Abort,
+    Aborted,
+    Availability,
+    Cancel,
+    Query,
+    Rejected,
+    Rest,
+    Stats,
+    StepPlan,
+    StepResult,
+    Submit,
+    Survey,
+    Surveyed,
+)
 from shoal.scheduler.core import Core
 from shoal.scheduler.crew import Crew, CrewEvent, CrewLost, CrewUp
 from shoal.scheduler.gateway import Arrival, Departed, Gateway
 from shoal.scheduler.link import Ready, Watch
 from shoal.scheduler.pipeline import ResultMismatch
-from shoal.scheduler.request import Emitted, Ended, Event, Request
+from shoal.scheduler.request import Emitted, Ended, Event, Pooled, Request
+from shoal.scheduler.slumber import Slumber
 from shoal.scheduler.stats import Statistics, milliseconds
 
 _LOG = logging.getLogger("shoal.scheduler")
@@ -36,6 +51,7 @@ class Loop:
         self._crew = crew
         self._watch = watch
         self._stats = Statistics()
+        self._slumber = Slumber()
         self._step_timeout_ns = int(settings.step_timeout_s * _NS_PER_S)
         self._drain_timeout_ns = int(settings.drain_timeout_s * _NS_PER_S)
         self._drain_asked = False
@@ -76,8 +92,16 @@ class Loop:
                     self._events += self._core.cancel_frontend(frontend_no)
                 case Query():
                     self._gateway.send(frontend_no, self._snapshot(message.query_no))
+                case Abort():
+                    self._abort(frontend_no, message)
+                case Rest(query_no=query_no, level=level):
+                    self._rest(frontend_no, query_no, level)
+                case Survey(query_no=query_no, tenant=tenant):
+                    found = self._core.survey(tenant, time.time_ns())
+                    self._gateway.send(frontend_no, Surveyed(query_no, found))
         self._events += self._core.expire(time.time_ns())
         self._drain()
+        self._fall_asleep_or_wake()
         self._may_plan = self._may_plan or bool(arrivals or self._events)
 
     def _plan(self) -> StepPlan | None:
@@ -117,21 +141,51 @@ class Loop:
             self._account(each, now_ns)
             self._gateway.post(each)
         self._gateway.flush(self._core.pipeline.last_step_id)
-        ready = self._core.serving and not self._core.draining
-        self._gateway.tell(Availability(ready, self._core.limits))
+        self._gateway.tell(Availability(self._ready_to_serve, self._core.limits, self._slumber.level))
+        self._answer_who_waits_for_sleep()
         self._check_when_idle()
 
     def _submit(self, frontend_no: int, submit: Submit) -> None:
-        outcome = self._core.submit(frontend_no, submit, time.time_ns(), self._stats.tokens_per_s)
+        outcome = self._core.submit(frontend_no, submit, time.time_ns(), self._stats.speed)
         match outcome:
             case Request():
                 event(_LOG, "accepted", logging.DEBUG, id=submit.label, prompt=outcome.prompt_len)
             case Rejected(code=code, detail=detail):
-                self._stats.count(f'request_rejected_total{{code="{code}"}}')
+                self._stats.rejected(outcome)
                 event(_LOG, "rejected", id=submit.label, code=code, detail=detail)
                 self._gateway.send(frontend_no, outcome)
             case None:
                 event(_LOG, "submitted_twice", logging.WARNING, id=submit.label, request=submit.request_no)
+
+    def _abort(self, frontend_no: int, abort: Abort) -> None:
+        ended, requests = self._core.abort(abort.label, abort.tenant)
+        event(_LOG, "aborted", id=abort.label or "all", tenant=abort.tenant or "any", requests=requests)
+        self._events += ended
+        self._gateway.send(frontend_no, Aborted(abort.query_no, requests))
+
+    def _rest(self, frontend_no: int, query_no: int, level: int) -> None:
+        event(_LOG, "sleep_asked" if level else "wake_asked", level=level, open_requests=len(self._core.book))
+        self._slumber.ask(frontend_no, query_no, level, time.monotonic_ns() + self._drain_timeout_ns)
+        self._core.rest(level)
+
+    def _fall_asleep_or_wake(self) -> None:
+        """Once nothing is open the ranks rest; where there is still something when patience is over, it is aborted."""
+        level, crew = self._slumber.level, self._crew
+        if not level and crew.rest_level:
+            crew.wake()
+        if level <= crew.rest_level:
+            return
+        if len(self._core.book) and time.monotonic_ns() >= self._slumber.until_ns:
+            self._events += self._core.abort("", None)[0]
+        idle = not len(self._core.book) and not len(self._core.pipeline)
+        if idle and (crew.serving or crew.asleep):
+            self._core.crew_lost()
+            crew.rest(level)
+
+    def _answer_who_waits_for_sleep(self) -> None:
+        if self._slumber.is_settled(self._crew.asleep, self._core.serving):
+            for frontend_no, query_no in self._slumber.take_askers():
+                self._gateway.send(frontend_no, self._snapshot(query_no))
 
     def _apply_result(self, result: StepResult) -> None:
         try:
@@ -153,6 +207,10 @@ class Loop:
         if isinstance(happened, Emitted):
             self._stats.emitted(happened, now_ns)
             return
+        if isinstance(happened, Pooled):
+            self._stats.pooled(happened)
+        if not isinstance(happened, Ended):
+            return
         self._stats.ended(happened, now_ns)
         _log_end(happened, now_ns)
         self._checked = False
@@ -165,10 +223,15 @@ class Loop:
 
     def _hung_at_ns(self) -> int | None:
         """When the ranks count as hung, unless they answer; None where no answer is waited for."""
-        if (warming_ns := self._crew.warming_since_ns) is not None:
-            return warming_ns + _WARM_UP_STEPS * self._step_timeout_ns
+        for since_ns in (self._crew.warming_since_ns, self._crew.resting_since_ns):
+            if since_ns is not None:
+                return since_ns + _WARM_UP_STEPS * self._step_timeout_ns
         sent_ns = self._core.pipeline.oldest_sent_ns
         return None if sent_ns is None else max(sent_ns, self._progress_ns) + self._step_timeout_ns
+
+    @property
+    def _ready_to_serve(self) -> bool:
+        return self._core.serving and not self._core.draining and not self._slumber.level
 
     def _has_work(self) -> bool:
         """Whether steps should be ending now."""
@@ -203,6 +266,8 @@ class Loop:
             yield hung_at_ns
         if self._drain_asked:
             yield self._drain_until_ns
+        if self._slumber.level > self._crew.rest_level and len(self._core.book):
+            yield self._slumber.until_ns
         if (deadline_ns := self._core.book.next_deadline_ns()) is not None:
             yield now_ns + deadline_ns - time.time_ns()
         if (exit_ns := self._crew.next_exit_ns()) is not None:
@@ -227,12 +292,13 @@ class Loop:
         }
         return Stats(
             query_no=query_no,
-            ready=core.serving and not core.draining,
+            ready=self._ready_to_serve,
             draining=core.draining,
             ranks=crew.status(),
             limits=core.limits,
             stalled_ms=stalled_ns // _NS_PER_MS,
-            gauges=self._stats.gauges(core),
+            asleep=crew.asleep,
+            gauges=self._stats.gauges(core, crew.asleep),
             counters=self._stats.counters(core, messages),
             histograms=self._stats.histograms(),
         )

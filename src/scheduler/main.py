@@ -13,12 +13,13 @@ from pathlib import Path
 from types import FrameType
 
 from shoal import config, logs, process
-from shoal.config import Settings
+from shoal.config import ApiKey, Settings
 from shoal.scheduler.core import Core, Rules
 from shoal.scheduler.crew import Crew
 from shoal.scheduler.gateway import Gateway
 from shoal.scheduler.link import Watch
 from shoal.scheduler.loop import Loop
+from shoal.scheduler.quota import Quota
 from shoal.wire import new_boot_id
 
 _LOG = logging.getLogger("shoal.scheduler")
@@ -54,7 +55,13 @@ def rules_of(settings: Settings) -> Rules:
         max_queued_tokens=settings.max_queued_tokens,
         prefix_caching=settings.enable_prefix_caching,
         prefix_key=secrets.token_bytes(_PREFIX_KEY_BYTES),
+        quotas={key.name: _quota_of(key) for key in settings.api_keys},
+        max_concurrent_requests=settings.max_concurrent_requests,
     )
+
+
+def _quota_of(key: ApiKey) -> Quota:
+    return Quota(key.max_concurrent, key.requests_per_minute, key.tokens_per_minute, key.priority)
 
 
 def _listen_to_signals(loop: Loop, watch: Watch) -> None:

@@ -1,12 +1,14 @@
 """What the next step computes. Pure: no socket, no clock; only the book, the pool and the index change.
 
-Decodes first, one token each; then chunks of prompts, running and waiting ones, in order (priority, then
-arrival), until the token budget, the slots or the blocks run out. Three rules keep everybody moving:
+Decodes first, one token each; then chunks of prompts, running and waiting ones, in turn (priority, then the tenant
+that was served least, then arrival; see fairness.py), until the token budget, the slots or the blocks run out. Three
+rules keep everybody moving:
 
 * Where decodes would eat the whole budget while a prompt waits, a quarter of it is kept for prompts, and the
   decodes that were served least recently go first.
-* The first prompt in order may always take half of what the decodes left; the other half goes to those behind
-  it, the ones that finish within this step first. So a short late prompt is not held up by a long early one.
+* The first prompt in turn may always take half of what the decodes left; the other half goes to those behind
+  it, of each tenant the ones that finish within this step first. So a short late prompt is not held up by a long
+  early one.
 * Out of blocks, a running sequence makes room by preempting the last in order, never one ahead of itself; a
   waiting one only preempts lower priorities, and enters only when its whole prompt fits beside what the
   running ones still need.
@@ -85,7 +87,17 @@ def message(step: Step, crew_epoch: int, step_id: int) -> StepPlan:
 
 def _seat_of(request: Request) -> Seat:
     generated = request.tokens[request.prompt_len :].tobytes()
-    return Seat(request.slot, request.epoch, request.prompt, generated, request.sampling)
+    # Once a token was generated, the prompt's log-probabilities have all been told.
+    prompt_logprobs = -1 if generated else request.prompt_logprobs
+    return Seat(
+        request.slot,
+        request.epoch,
+        request.prompt,
+        generated,
+        request.sampling,
+        prompt_logprobs,
+        request.pooling,
+    )
 
 
 class Draft:
@@ -141,9 +153,9 @@ class Draft:
         return [request for request in self._book.seated.values() if request.todo > 1]
 
     def _seated_lead(self) -> Request | None:
-        """The first prompt in order, in its seat; a waiting one goes ahead of running ones by priority only."""
-        running = min(self._running_prompts(), key=lambda request: request.order, default=None)
-        first = self._book.waiting[0] if self._book.waiting else None
+        """The first prompt in turn, in its seat; a waiting one goes ahead of running ones by priority only."""
+        running = min(self._running_prompts(), key=self._book.waiting.rank, default=None)
+        first = self._book.waiting.first()
         if first and (running is None or first.priority < running.priority) and self._seat(first):
             return first
         return running if running is not None and running.state is State.RUNNING else None
@@ -151,7 +163,8 @@ class Draft:
     def _add_behind(self, lead: Request, spare: int) -> None:
         """Spends up to ``spare`` tokens on the prompts behind the lead."""
         doors_open = True
-        for request in self._behind(lead, spare):
+        prompts = [request for request in self._running_prompts() if request is not lead]
+        for request in self._book.waiting.in_turn(prompts, spare, _LOOKAHEAD):
             if spare <= 0:
                 return
             if request.state is State.WAITING:
@@ -159,15 +172,9 @@ class Draft:
             if request.state is State.RUNNING:
                 spare -= self._compute(request, min(request.todo, spare))
 
-    def _behind(self, lead: Request, spare: int) -> list[Request]:
-        known = [(request, request.todo) for request in self._running_prompts() if request is not lead]
-        known += [(request, request.known) for request in self._book.waiting[:_LOOKAHEAD]]
-        known.sort(key=lambda entry: (entry[0].priority, entry[1] > spare, entry[0].slot < 0, entry[0].order))
-        return [request for request, _ in known]
-
     def _seat(self, request: Request) -> bool:
         """Gives a waiting request a slot and the cached part of its prompt, if all of it will fit."""
-        hits = self._pool.index.match(request)
+        hits = [] if request.reads_whole_prompt else self._pool.index.match(request)
         while not self._fits(request, hits):
             victim = youngest(self._movable())
             if victim is None or victim.priority <= request.priority:
@@ -210,7 +217,7 @@ class Draft:
         samples = request.planned + count == request.virtual
         self._rows[request] = Row(request, request.slot, request.epoch, request.planned, count, samples, unsent)
         request.sent_blocks = len(request.blocks)
-        request.served_at = self._book.next_turn()
+        self._book.serve(request, count)
         request.planned += count
         request.pending += samples
         self._left -= count
@@ -230,7 +237,8 @@ class Draft:
         return [request for request in self._book.seated.values() if request not in self._book.arriving]
 
     def _preempt(self, victim: Request) -> None:
-        row = self._rows.pop(victim, None)
-        self._left += row.count if row else 0
+        if row := self._rows.pop(victim, None):
+            self._left += row.count
+            self._book.take_back(victim, row.count)
         preempt(self._book, self._pool, victim)
         self._preempted += 1

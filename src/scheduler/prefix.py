@@ -2,8 +2,9 @@
 
 A block's digest covers its own tokens and its parent's digest, so one look-up stands for the whole prefix.
 The digest is keyed with a secret of this process: nobody can craft two prompts that share a block they should
-not. Called by plan (match, publish), apply (publish, withdraw) and the pool (forget, on eviction). The index
-dies with the crew whose memory it describes.
+not. The first block's parent stands for the tenant and the salt, so only requests of one tenant and one salt share.
+Called by plan (match, publish), apply (publish, withdraw) and the pool (forget, on eviction). The index dies with
+the crew whose memory it describes.
 """
 
 from hashlib import blake2b
@@ -16,11 +17,10 @@ _DIGEST_BYTES = 16
 class PrefixIndex:
     """digest ↔ block; a block is published under one digest at most."""
 
-    def __init__(self, block_size: int, key: bytes, salt: bytes = b"", enabled: bool = True) -> None:
+    def __init__(self, block_size: int, key: bytes, enabled: bool = True) -> None:
         self.block_size = block_size
         self.enabled = enabled
         self._key = key
-        self._root = self._digest(salt)
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
 
@@ -70,10 +70,14 @@ class PrefixIndex:
     def _digest_at(self, request: Request, number: int) -> bytes:
         digests, size = request.digests, self.block_size
         while len(digests) <= number:
-            parent = digests[-1] if digests else self._root
+            parent = digests[-1] if digests else self._root(request)
             first = len(digests) * size
             digests.append(self._digest(parent + request.tokens[first : first + size].tobytes()))
         return digests[number]
+
+    def _root(self, request: Request) -> bytes:
+        tenant = request.tenant.encode()
+        return self._digest(len(tenant).to_bytes(4, "little") + tenant + request.cache_salt.encode())
 
     def _digest(self, data: bytes) -> bytes:
         return blake2b(data, digest_size=_DIGEST_BYTES, key=self._key).digest()

@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from shoal.messages import FinishReason, Sampling, TokenLogprob
+from shoal.messages import Fault, FinishReason, Pooling, RepetitionLimit, Sampling, TokenLogprob
+
+Group = tuple[int, int]
+"""An HTTP request: the frontend's number and ``Submit.group``."""
 
 
 class State(Enum):
@@ -51,6 +54,12 @@ class Request:
     priority: int
     arrival_ns: int
     deadline_ns: int
+    tenant: str = ""
+    group: Group = (0, 0)
+    cache_salt: str = ""
+    repetition: RepetitionLimit | None = None
+    prompt_logprobs: int = -1
+    pooling: Pooling = ""
     state: State = State.WAITING
     slot: int = -1
     epoch: int = 0
@@ -68,7 +77,7 @@ class Request:
     cached_tokens: int = -1
     """Prompt tokens found in the prefix index at the first seat; -1 before."""
     served_at: int = 0
-    """The turn of its last row; see ``Book.next_turn``."""
+    """The turn of its last row; see ``Book.serve``."""
     timing: Timing = field(default_factory=Timing)
 
     @property
@@ -92,6 +101,11 @@ class Request:
         return len(self.tokens) - self.prompt_len
 
     @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether the states of all prompt tokens are still wanted, so that no cached prefix may stand for them."""
+        return self.pooling == "mean" or (self.prompt_logprobs >= 0 and not self.generated)
+
+    @property
     def order(self) -> tuple[int, int, int]:
         """Who comes first: priority, then arrival."""
         return (self.priority, self.arrival_ns, self.serial)
@@ -104,7 +118,7 @@ class Sampled:
     slot: int
     epoch: int
     token_id: int
-    """-1 where the logits were not finite."""
+    """Below 0 where none could be drawn; see ``StepResult.ids``."""
     logprob: TokenLogprob | None = None
 
 
@@ -126,9 +140,28 @@ class Ended:
     reason: FinishReason
     stop_id: int | None = None
     detail: str = ""
+    fault: Fault = "server"
 
 
-Event = Emitted | Ended
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Log-probabilities of prompt tokens became known; after a preemption they may come once more."""
+
+    request: Request
+    position: int
+    """Index in the prompt of the first of them."""
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """A prompt's vector became known."""
+
+    request: Request
+    vector: bytes
+
+
+Event = Emitted | Scored | Pooled | Ended
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

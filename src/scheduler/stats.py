@@ -7,12 +7,14 @@ and vLLM without prefix.
 from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import dataclass
+from typing import get_args
 
-from shoal.messages import Histogram
+from shoal.messages import Finished, FinishReason, Histogram, Rejected, RejectReason
+from shoal.scheduler.admission import Speed
 from shoal.scheduler.core import Core
 from shoal.scheduler.pipeline import Flight
 from shoal.scheduler.plan import Step
-from shoal.scheduler.request import Emitted, Ended, Request
+from shoal.scheduler.request import Emitted, Ended, Pooled, Request
 
 _WINDOW_STEPS = 64
 _NS = 1e-9
@@ -58,7 +60,10 @@ _REQUEST_S = (
     120.0,
 )
 _TOKENS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0)
-_REASONS = ("stop", "length", "cancelled", "deadline", "failed")
+_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
+_REFUSALS: tuple[RejectReason, ...] = get_args(RejectReason)
+_NEWEST_SHARE = 0.1
+"""Of the newest request in the mean of how long requests take."""
 
 
 class Series:
@@ -95,6 +100,7 @@ class Statistics:
         self._counts: Counter[str] = Counter()
         self._recent: deque[StepTime] = deque(maxlen=_WINDOW_STEPS)
         self._last_result_ns = 0
+        self._request_s = 0.0
         self._series = {
             "time_to_first_token_seconds": Series(_LATENCY_S),
             "inter_token_latency_seconds": Series(_INTERVAL_S),
@@ -102,6 +108,9 @@ class Statistics:
             "request_queue_time_seconds": Series(_REQUEST_S),
             "request_prefill_time_seconds": Series(_REQUEST_S),
             "request_decode_time_seconds": Series(_REQUEST_S),
+            "request_inference_time_seconds": Series(_REQUEST_S),
+            "request_prompt_tokens": Series(_TOKENS),
+            "request_generation_tokens": Series(_TOKENS),
             "iteration_tokens_total": Series(_TOKENS),
         }
 
@@ -110,6 +119,15 @@ class Statistics:
         """Tokens computed a second over the last steps, prompts included; 0 before the first step."""
         busy_ns = sum(step.busy_ns for step in self._recent)
         return sum(step.tokens for step in self._recent) / (busy_ns * _NS) if busy_ns else 0.0
+
+    @property
+    def speed(self) -> Speed:
+        """What a time to come back is computed from."""
+        return Speed(self.tokens_per_s, self._request_s)
+
+    def rejected(self, rejected: Rejected) -> None:
+        """A submit was refused."""
+        self.count(_rejections(rejected.reason))
 
     def count(self, name: str, by: int = 1) -> None:
         """Raises a counter."""
@@ -142,24 +160,38 @@ class Statistics:
         else:
             timing.first_token_ns = now_ns
             self.count("prompt_tokens_total", emitted.request.prompt_len)
+            self._count_tenant(emitted.request, "prompt", emitted.request.prompt_len)
             self._since("time_to_first_token_seconds", timing.arrived_ns, now_ns)
             self._since("request_prefill_time_seconds", timing.seated_ns, now_ns)
         timing.last_token_ns = now_ns
         self.count("generation_tokens_total")
+        self._count_tenant(emitted.request, "generation", 1)
+
+    def pooled(self, pooled: Pooled) -> None:
+        """A prompt was computed for its vector: no token will tell of it."""
+        self.count("prompt_tokens_total", pooled.request.prompt_len)
 
     def ended(self, ended: Ended, now_ns: int) -> None:
         """A request came to its end."""
         timing = ended.request.timing
+        if ended.reason in ("stop", "length"):
+            took_s = max(0, now_ns - timing.arrived_ns) * _NS
+            self._request_s += (took_s - self._request_s) * (_NEWEST_SHARE if self._request_s else 1.0)
         self.count(f'request_success_total{{finished_reason="{ended.reason}"}}')
         self._since("e2e_request_latency_seconds", timing.arrived_ns, now_ns)
+        if timing.seated_ns:
+            self._since("request_inference_time_seconds", timing.seated_ns, now_ns)
         if timing.first_token_ns:
             self._since("request_decode_time_seconds", timing.first_token_ns, now_ns)
+            self._series["request_prompt_tokens"].add(ended.request.prompt_len)
+            self._series["request_generation_tokens"].add(ended.request.generated)
 
-    def gauges(self, core: Core) -> dict[str, float]:
-        """How things stand."""
+    def gauges(self, core: Core, asleep: int) -> dict[str, float]:
+        """How things stand; ``asleep`` is the level of sleep."""
         pool = core.pool
         rows = [step.rows for step in self._recent]
         return {
+            "num_http_requests": len(core.book.quotas),
             "num_requests_running": len(core.book.seated),
             "num_requests_waiting": len(core.book.waiting),
             "num_tokens_waiting": core.book.queued_tokens,
@@ -169,6 +201,7 @@ class Statistics:
             "kv_blocks_cached": len(pool.index),
             "mean_rows_per_step": sum(rows) / len(rows) if rows else 0.0,
             "tokens_per_second": self.tokens_per_s,
+            "asleep": asleep,
         }
 
     def counters(self, core: Core, messages: dict[str, float]) -> dict[str, float]:
@@ -182,9 +215,8 @@ class Statistics:
             "steps_total",
             "step_rows_total",
         )
-        zeros = dict.fromkeys(
-            [*names, *(f'request_success_total{{finished_reason="{why}"}}' for why in _REASONS)], 0.0
-        )
+        labelled = [f'request_success_total{{finished_reason="{why}"}}' for why in _REASONS]
+        zeros = dict.fromkeys([*names, *labelled, *map(_rejections, _REFUSALS)], 0.0)
         stale = {
             "stale_results_total": float(core.pipeline.stale_results),
             "stale_rows_total": float(core.stale_rows),
@@ -192,11 +224,39 @@ class Statistics:
         return zeros | dict(self._counts) | stale | messages
 
     def histograms(self) -> dict[str, Histogram]:
-        """Distributions; all in seconds, but for iteration_tokens_total."""
+        """Distributions: of seconds, and of tokens."""
         return {name: series.frozen() for name, series in self._series.items()}
+
+    def _count_tenant(self, request: Request, kind: str, tokens: int) -> None:
+        if request.tenant:
+            self.count(f'tenant_tokens_total{{tenant="{request.tenant}",kind="{kind}"}}', tokens)
 
     def _since(self, name: str, then_ns: int, now_ns: int) -> None:
         self._series[name].add(max(0, now_ns - then_ns) * _NS)
+
+
+def finished(ended: Ended) -> Finished:
+    """A request's end as its frontend is told."""
+    request, timing = ended.request, ended.request.timing
+
+    def microseconds(then_ns: int, until_ns: int) -> int:
+        return max(0, until_ns - then_ns) // 1000 if then_ns and until_ns else 0
+
+    return Finished(
+        request_no=request.request_no,
+        reason=ended.reason,
+        stop_id=ended.stop_id,
+        cached_tokens=max(0, request.cached_tokens),
+        detail=ended.detail,
+        fault=ended.fault,
+        queue_us=microseconds(timing.arrived_ns, timing.seated_ns),
+        prefill_us=microseconds(timing.seated_ns, timing.first_token_ns),
+        decode_us=microseconds(timing.first_token_ns, timing.last_token_ns),
+    )
+
+
+def _rejections(reason: RejectReason) -> str:
+    return f'request_rejected_total{{reason="{reason}"}}'
 
 
 def milliseconds(request: Request, now_ns: int) -> dict[str, int]:

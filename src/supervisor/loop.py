@@ -9,6 +9,7 @@ import os
 import selectors
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from shoal import logs, process
+from shoal import access, logs, process
 from shoal.config import Settings
 from shoal.errors import StartError
 from shoal.messages import Limits, Stats
@@ -36,8 +37,11 @@ _QUESTION_EVERY_S: Final = 0.9
 """Less than a tick: one question to the scheduler each."""
 _LEAST_SILENCE_S: Final = 5.0
 _GATEWAY_GRACE_S: Final = 5.0
+_BATCHES_GRACE_S: Final = 3.0
 _FRONTENDS_GRACE_S: Final = 10.0
 _RANKS_GRACE_S: Final = 3.0
+_NOT_HANDED_ON: Final = ("GUNICORN_CMD_ARGS", access.KEYS_VARIABLE)
+"""Variables of the environment that children do not see: the keys are in their settings, as digests."""
 _GUNICORN_FAILED_EXITS: Final = (3, 4)
 """A worker that did not boot, an application that could not be loaded."""
 
@@ -70,6 +74,7 @@ class Supervisor:
             "scheduler", [*_PYTHON, "shoal.scheduler.main", str(settings_path)], settings_path
         )
         self._frontends = self._child("frontends", _GUNICORN, settings_path)
+        self._batches = self._child("batches", [*_PYTHON, "shoal.batches", str(settings_path)], settings_path)
 
     def run(self) -> int:
         """Until a signal: the exit code. Raises StartError where the server cannot start."""
@@ -92,7 +97,7 @@ class Supervisor:
 
     @property
     def _children(self) -> list[Child]:
-        return [self._scheduler, self._frontends, *self._ranks]
+        return [self._scheduler, self._frontends, self._batches, *self._ranks]
 
     @property
     def _starting(self) -> bool:
@@ -101,7 +106,7 @@ class Supervisor:
     # --- children ----------------------------------------------------------------------------------------
 
     def _child(self, name: str, command: Sequence[str], settings_path: Path) -> Child:
-        env = {key: value for key, value in os.environ.items() if key != "GUNICORN_CMD_ARGS"}
+        env = {key: value for key, value in os.environ.items() if key not in _NOT_HANDED_ON}
         env["SHOAL_SETTINGS"] = str(settings_path)
         # torch's OpenMP threads would else spin at barriers on the cores that frontends and clients need.
         env.setdefault("OMP_WAIT_POLICY", "passive")
@@ -189,6 +194,7 @@ class Supervisor:
     def _drain(self) -> None:
         """The scheduler finishes what runs and stops the ranks; then the frontends have nothing open."""
         self._tell("draining", logging.INFO, signal=self._signals[0].name)
+        self._end([self._batches], _BATCHES_GRACE_S)
         self._end([self._scheduler], self._settings.drain_timeout_s + _GATEWAY_GRACE_S)
         self._end([self._frontends], _FRONTENDS_GRACE_S)
         self._end(self._ranks, _RANKS_GRACE_S)
@@ -264,9 +270,20 @@ _GUNICORN: Final = (
 )
 
 
+def _trusting() -> ssl.SSLContext:
+    """The certificate is our own, and for the name that clients use: it is not what is to be found out."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 def _answers_ready(settings: Settings) -> bool:
     """Whether a frontend says that a request would be served now."""
-    connection = http.client.HTTPConnection(*report.reachable(settings), timeout=1)
+    host, port = report.reachable(settings)
+    connection = http.client.HTTPConnection(host, port, timeout=1)
+    if settings.ssl_certfile:
+        connection = http.client.HTTPSConnection(host, port, timeout=1, context=_trusting())
     try:
         connection.request("GET", "/ready")
         return connection.getresponse().status == 200

@@ -17,7 +17,8 @@ _NAMES = {
 def url(settings: Settings) -> str:
     """Where a client on this machine reaches the server."""
     host, port = reachable(settings)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if settings.ssl_certfile else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def reachable(settings: Settings) -> tuple[str, int]:
@@ -41,10 +42,8 @@ def ready(settings: Settings, limits: Limits) -> str:
     tokens = limits.num_blocks * limits.block_size
     whole = min(settings.instance_num, tokens // limits.session_len)
     address = url(settings)
-    body = (
-        f'{{"model": "{settings.model_name}", "stream": true, '
-        '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
-    )
+    key = "-H 'Authorization: Bearer KEY' " if settings.api_keys else ""
+    route, body = _first_request(settings)
     return (
         f"Shoal {__version__} is ready\n"
         f"  URL        {address}\n"
@@ -53,8 +52,20 @@ def ready(settings: Settings, limits: Limits) -> str:
         f"  sequences  {limits.instance_num} at once; {whole} fit with all of their "
         f"{limits.session_len} tokens of context\n"
         f"Try it:\n"
-        f"  curl -N {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n"
+        f"  curl -N {address}{route} {key}-H 'Content-Type: application/json' -d '{body}'\n"
     )
+
+
+def _first_request(settings: Settings) -> tuple[str, str]:
+    """A route, and a body for it."""
+    if settings.task == "embed":
+        return (
+            "/v1/embeddings",
+            f'{{"model": "{settings.model_name}", "input": "The capital of France is Paris."}}',
+        )
+    question = '{"role": "user", "content": "What is the capital of France?"}'
+    body = f'{{"model": "{settings.model_name}", "stream": true, "messages": [{question}]}}'
+    return "/v1/chat/completions", body
 
 
 def _place(rank: RankStatus) -> int:

@@ -57,6 +57,8 @@ _HF_LLAMA = Layout(
     up="mlp.up_proj",
     down="mlp.down_proj",
 )
+_HF_BARE = replace(_HF_LLAMA, embedding="embed_tokens", final_norm="norm", layer="layers.{}.")
+"""As embedding models are saved: without what surrounds the decoder."""
 _HF_GEMMA3 = replace(
     _HF_LLAMA,
     attention_post_norm="post_attention_layernorm",
@@ -111,10 +113,10 @@ _GGUF = Layout(
 _GGUF_INTERLEAVED = replace(_GGUF, interleaved_rope=True)
 
 _LAYOUTS = {
-    "llama": (_HF_LLAMA, _GGUF_INTERLEAVED),
-    "mistral": (_HF_LLAMA,),
-    "qwen2": (_HF_LLAMA, _GGUF),
-    "qwen3": (_HF_LLAMA, _GGUF),
+    "llama": (_HF_LLAMA, _HF_BARE, _GGUF_INTERLEAVED),
+    "mistral": (_HF_LLAMA, _HF_BARE),
+    "qwen2": (_HF_LLAMA, _HF_BARE, _GGUF),
+    "qwen3": (_HF_LLAMA, _HF_BARE, _GGUF),
     "internlm": (_HF_LLAMA,),
     "internlm2": (_HF_INTERNLM2, _GGUF_INTERLEAVED),
     "internlm3": (_HF_LLAMA,),

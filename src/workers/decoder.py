@@ -35,8 +35,13 @@ class Decoder:
         self._group = group
         self._tables = _rope_tables(description, session_len)
 
-    def forward(self, inputs: StepInputs) -> Tensor | None:
-        """float32 logits [S, vocabulary] on rank 0, None on the others."""
+    @property
+    def vocab_size(self) -> int:
+        """Columns of ``logits``."""
+        return self._description.vocab_size
+
+    def hidden(self, inputs: StepInputs) -> Tensor:
+        """float32 [T, hidden], after the final norm, on every rank."""
         layers = self._parameters.layers
         residual = self._embed(inputs.token_ids)
         hidden = self._norm(residual, layers[0].attention.norm)
@@ -46,7 +51,15 @@ class Decoder:
             hidden = self._add_norm(residual, delta, layer.ffn.norm)
             delta = self._feed_forward(hidden, layer.ffn)
             hidden = self._add_norm(residual, delta, next_norm)
-        return self._logits(hidden[inputs.sample_indices])
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor | None:
+        """float32 [S, vocabulary] of S hidden states on rank 0, None on the others."""
+        logits = ops.linear(hidden, self._parameters.head)
+        cap = self._description.logit_soft_cap
+        if cap:
+            logits = torch.tanh(logits / cap) * cap
+        return self._group.gather_columns(logits, self._shard.vocab_widths)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         """float32 [T, hidden]."""
@@ -103,13 +116,6 @@ class Decoder:
 
     def _add_norm(self, residual: Tensor, delta: Tensor, weight: Tensor) -> Tensor:
         return ops.add_rms_norm(residual, delta, weight, self._description.norm_eps)
-
-    def _logits(self, hidden: Tensor) -> Tensor | None:
-        logits = ops.linear(hidden, self._parameters.head)
-        cap = self._description.logit_soft_cap
-        if cap:
-            logits = torch.tanh(logits / cap) * cap
-        return self._group.gather_columns(logits, self._shard.vocab_widths)
 
     def _rope_table(self, window: int) -> Tensor:
         local = self._description.local_rope

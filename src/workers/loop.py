@@ -5,18 +5,23 @@ Weights survive everything but the process; slots, cache and process group belon
 
 import logging
 import time
+from functools import partial
+
+from msgspec.structs import replace
 
 from shoal import logs
 from shoal.checkpoint import describe, locate_model, with_rope_scaling
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Settings
 from shoal.errors import StartError
-from shoal.messages import Allocate, Broken, Load, Loaded, Loading, Ready, StepPlan, Stop
+from shoal.messages import Allocate, Broken, GivenUp, GiveUp, Load, Loaded, Loading, Ready, StepPlan, Stop
 from shoal.workers.decoder import Decoder
 from shoal.workers.dtype import resolve_dtype
+from shoal.workers.grammar import GrammarThreads, load_grammar_tokens
 from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks
 from shoal.workers.link import SchedulerLink
 from shoal.workers.load import Parameters, load_parameters
+from shoal.workers.memory import return_freed_memory
 from shoal.workers.parallel import Group, PeerLost, Shard, form_group, split
 from shoal.workers.runner import Runner, warm_up
 from shoal.workers.slots import PlanInvalid, SlotTable
@@ -38,6 +43,7 @@ class RankLoop:
         self._group: Group | None = None
         self._runner: Runner | None = None
         self._crew_epoch = 0
+        self._grammars = _grammar_threads(settings) if rank == 0 and settings.task != "embed" else None
 
     def run(self) -> None:
         """Serves until ``Stop``. Raises StartError where the model cannot be loaded."""
@@ -50,6 +56,8 @@ class RankLoop:
                         self._allocate(allocate)
                     case StepPlan() as plan if plan.crew_epoch == self._crew_epoch and self._runner:
                         self._step(plan, self._runner)
+                    case GiveUp() as give_up if give_up.crew_epoch == self._crew_epoch:
+                        self._give_up(give_up)
                     case Stop():
                         return
                     case _:
@@ -57,6 +65,8 @@ class RankLoop:
         finally:
             self._leave_group()
             self._link.close()
+            if self._grammars is not None:
+                self._grammars.close()
 
     def _load(self, load: Load) -> None:
         self._leave_group()
@@ -75,11 +85,20 @@ class RankLoop:
             return
         try:
             self._group = form_group(self._settings.tp, self._rank, allocate.rendezvous)
-            self._runner = self._model.make_runner(self._settings, self._group, allocate)
+            self._runner = self._model.make_runner(self._settings, self._group, allocate, self._grammars)
         except PeerLost as error:
             self._break("peer_lost", str(error))
             return
         self._link.send(Ready(allocate.crew_epoch, allocate.num_blocks, self._model.parameters.nbytes))
+
+    def _give_up(self, give_up: GiveUp) -> None:
+        self._leave_group()
+        if self._model is not None:
+            self._model.free_cache()
+        if give_up.level > 1:
+            self._model = None
+        return_freed_memory()
+        self._link.send(GivenUp(give_up.crew_epoch))
 
     def _step(self, plan: StepPlan, runner: Runner) -> None:
         try:
@@ -118,11 +137,17 @@ class _LoadedModel:
         self._cache: KVCache | None = None
         self._memory_bytes = available_bytes()
 
+    def free_cache(self) -> None:
+        """Nobody computes until ``make_runner`` allocates it again."""
+        self._cache = None
+
     def count_blocks(self, settings: Settings) -> int:
         """Counted once, when the weights were just loaded: survivors of a crew keep their number."""
         return count_blocks(settings, self.description, self.shard, self.parameters.dtype, self._memory_bytes)
 
-    def make_runner(self, settings: Settings, group: Group, allocate: Allocate) -> Runner:
+    def make_runner(
+        self, settings: Settings, group: Group, allocate: Allocate, grammars: GrammarThreads | None
+    ) -> Runner:
         """Allocates the cache (or keeps one of the right size) and runs a warm-up step."""
         if self._cache is None or self._cache.num_blocks != allocate.num_blocks:
             self._cache = None
@@ -142,9 +167,10 @@ class _LoadedModel:
             warm_rows,
             _WARM_UP_PROMPT_TOKENS,
         )
-        return Runner(decoder, group, self._slots(settings, allocate.num_blocks), allocate.crew_epoch)
+        slots = self._slots(settings, allocate.num_blocks, grammars)
+        return Runner(decoder, group, slots, allocate.crew_epoch)
 
-    def _slots(self, settings: Settings, num_blocks: int) -> SlotTable:
+    def _slots(self, settings: Settings, num_blocks: int, grammars: GrammarThreads | None = None) -> SlotTable:
         return SlotTable(
             settings.instance_num,
             settings.session_len,
@@ -152,13 +178,23 @@ class _LoadedModel:
             settings.cache_block_seq_len,
             self.description.vocab_size,
             sampling=self.shard.rank == 0,
+            grammars=grammars,
         )
+
+
+def _grammar_threads(settings: Settings) -> GrammarThreads:
+    """One in four of the rank's threads for masks: they share the processor with the kernels."""
+    mask_threads = max(1, settings.threads // settings.tp // 4)
+    return GrammarThreads(partial(load_grammar_tokens, settings.model), mask_threads)
 
 
 def _load_model(settings: Settings, rank: int, link: SchedulerLink) -> _LoadedModel:
     began_s = time.monotonic()
     location = locate_model(settings.model)
     description = with_rope_scaling(describe(location), settings.rope_scaling_factor)
+    if settings.task == "embed":
+        # Nobody asks for logits, and embedding models are saved without a head.
+        description = replace(description, tied_head=True)
     shard = split(description, settings.tp, rank)
     told_s = 0.0
 

@@ -5,12 +5,13 @@ import time
 import numpy as np
 import torch
 
-from shoal.messages import Sampling, Seat, StepPlan, StepResult, TokenLogprob
+from shoal.messages import PooledRow, Sampling, Seat, StepPlan, StepResult, TokenLogprob
 from shoal.wire import pack_ids
 from shoal.workers.decoder import Decoder
 from shoal.workers.parallel import Group
+from shoal.workers.readings import score
 from shoal.workers.sampler import sample
-from shoal.workers.slots import Int32s, SlotTable
+from shoal.workers.slots import Int32s, PlannedRows, SlotTable
 
 
 class Runner:
@@ -26,21 +27,42 @@ class Runner:
         """One step, on every rank alike; only rank 0's result is sent."""
         began_ns = time.perf_counter_ns()
         rows = self._slots.apply(plan)
+        inputs = self._slots.inputs(rows)
         with torch.inference_mode():
-            logits = self._decoder.forward(self._slots.inputs(rows))
-        slots = rows.slots[rows.samples]
-        epochs = self._slots.epochs(slots)
+            hidden = self._decoder.hidden(inputs)
+            logits = self._decoder.logits(hidden[inputs.sample_indices])
+            spans = self._slots.spans(rows)
+            scored = score(self._decoder.logits, hidden, spans, self._decoder.vocab_size)
+        pooled, pooled_ids = self._pool(rows, hidden)
+        slots = rows.slots[rows.draws]
         ids, logprobs = self._draw(logits, slots)
         self._slots.append(slots, ids)
+        slots = np.concatenate([slots, np.array([row.slot for row in pooled], np.int32)])
         return StepResult(
             crew_epoch=self._crew_epoch,
             step_id=plan.step_id,
             slots=slots.tobytes(),
-            epochs=epochs.tobytes(),
-            ids=ids.tobytes(),
-            logprobs=logprobs,
+            epochs=self._slots.epochs(slots).tobytes(),
+            ids=np.concatenate([ids, pooled_ids]).tobytes(),
+            logprobs=logprobs + (None,) * len(pooled) if logprobs else (),
             compute_us=(time.perf_counter_ns() - began_ns) // 1000,
+            scored=scored,
+            pooled=pooled,
         )
+
+    def _pool(self, rows: PlannedRows, hidden: torch.Tensor) -> tuple[tuple[PooledRow, ...], Int32s]:
+        """The vectors of the prompts that are complete, and for each 0, or -1 where it is not finite."""
+        ends = np.cumsum(rows.counts)
+        pooled, ids = [], []
+        for row, reading in rows.readings.items():
+            if reading.pooling:
+                reading.pool(hidden[ends[row] - rows.counts[row] : ends[row]].numpy())
+                if rows.samples[row]:
+                    slot, vector = rows.slots[row], reading.vector()
+                    epoch = int(self._slots.epochs(slot))
+                    pooled.append(PooledRow(int(slot), epoch, vector.tobytes()))
+                    ids.append(0 if np.isfinite(vector).all() else -1)
+        return tuple(pooled), np.array(ids, np.int32)
 
     def _draw(
         self, logits: torch.Tensor | None, slots: Int32s

@@ -4,11 +4,13 @@
 A token depends on its own row only: the logits, the sequence's ``Sampling`` and tokens, and a random number
 keyed by (seed, position), so that the same seed draws the same text whatever else runs, and again after a
 preemption. Order: logit bias, repetition, presence and frequency penalty; log-probabilities; temperature,
-top-k, top-p, min-p; the draw.
+top-k, top-p, min-p; the draw. What the request does not allow is set to -inf after the log-probabilities,
+which so stay the model's own view.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,12 +19,19 @@ from torch import Tensor
 
 from shoal.cuda_ext import ops
 from shoal.messages import Sampling, TokenLogprob
+from shoal.workers.constraints import Constraints
+from shoal.workers.grammar import FollowedGrammar, GrammarThreads
+from shoal.workers.logprobs import token_logprob
 from shoal.workers.philox import uniform
+
+NOTHING_ALLOWED: Final = -2
+GRAMMAR_FAILED: Final = -3
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """``id`` is -1 where the row's logits held NaN or +inf, or only -inf."""
+    """``id`` is -1 where the row's logits held NaN or +inf, or only -inf; ``NOTHING_ALLOWED`` where the request's
+    constraints together leave no token; ``GRAMMAR_FAILED`` where its grammar passed a limit."""
 
     id: int
     logprob: TokenLogprob | None
@@ -61,10 +70,16 @@ class _SeenTokens:
 
 
 class SamplerRow:
-    """The state of one slot residence. Raises ValueError where a token id is outside of the vocabulary."""
+    """The state of one slot residence. Raises ValueError where a token id is outside of the vocabulary, or a grammar
+    is to be followed and there are no threads for it."""
 
     def __init__(
-        self, sampling: Sampling, prompt: Sequence[int], generated: Sequence[int], vocab_size: int
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        generated: Sequence[int],
+        vocab_size: int,
+        grammars: GrammarThreads | None = None,
     ) -> None:
         self.sampling = sampling
         self.position = len(generated)
@@ -77,12 +92,26 @@ class SamplerRow:
         self._seen = _SeenTokens(prompt, generated) if penalised else None
         if self._seen is not None and ((self._seen.ids < 0) | (self._seen.ids >= vocab_size)).any():
             raise ValueError(f"a token id of the sequence is outside of the vocabulary of {vocab_size}")
+        wanted = Constraints.wanted(sampling)
+        self._constraints = Constraints(sampling, prompt, generated, vocab_size) if wanted else None
+        self._grammar = _open_grammar(sampling, generated, grammars)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether there may be tokens that are not to be drawn."""
+        return self._constraints is not None or self._grammar is not None
 
     def observe(self, token_id: int) -> None:
-        """The sequence goes on with this token."""
+        """The sequence goes on with this token; below 0, it does not, and what is drawn from now on is for nobody."""
         self.position += 1
+        if token_id < 0:
+            self._seen = self._constraints = self._grammar = None
         if self._seen is not None:
             self._seen.add(token_id)
+        if self._constraints is not None:
+            self._constraints.observe(token_id)
+        if self._grammar is not None:
+            self._grammar.observe(token_id)
 
     def adjust(self, logits: NDArray[np.float32]) -> None:
         """Applies bias and penalties in place."""
@@ -91,6 +120,17 @@ class SamplerRow:
         if self._seen is not None:
             ids, counts = self._seen.ids, self._seen.generated_counts
             logits[ids] = self._penalised(logits[ids], counts)
+
+    def constrain(self, logits: NDArray[np.float32]) -> int:
+        """Sets what may not be drawn to -inf, in place. Returns 0, or the id to report where nothing can be drawn;
+        logits that are not finite are left to the draw."""
+        if not np.isfinite(logits.max()):
+            return 0
+        if self._constraints is not None:
+            self._constraints.apply(logits, self.position)
+        if self._grammar is not None and not self._grammar.apply(logits):
+            return GRAMMAR_FAILED
+        return 0 if logits.max() > -np.inf else NOTHING_ALLOWED
 
     def _penalised(self, values: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
         wanted = self.sampling
@@ -101,25 +141,14 @@ class SamplerRow:
         return values
 
 
-def _best(logits: NDArray[np.float32], count: int) -> list[int]:
-    """The ids of the best finite logits, best first, the lower id first among equals."""
-    if count == 0:
-        return []
-    count = min(count, logits.size)
-    least = np.partition(logits, logits.size - count)[logits.size - count]
-    candidates = np.flatnonzero((logits >= least) & (logits > -np.inf))
-    order = np.argsort(-logits[candidates], kind="stable")[:count]
-    best: list[int] = candidates[order].tolist()
-    return best
-
-
-def _logprob(logits: NDArray[np.float32], token_id: int, count: int) -> TokenLogprob:
-    peak = logits.max()
-    total = float(np.log(np.exp(logits - peak).sum(dtype=np.float64))) + float(peak)
-    return TokenLogprob(
-        logprob=float(logits[token_id]) - total,
-        top=tuple((best_id, float(logits[best_id]) - total) for best_id in _best(logits, count)),
-    )
+def _open_grammar(
+    sampling: Sampling, generated: Sequence[int], grammars: GrammarThreads | None
+) -> FollowedGrammar | None:
+    if sampling.grammar is None:
+        return None
+    if grammars is None:
+        raise ValueError("grammar: this sampler follows none")
+    return grammars.open(sampling.grammar, generated)
 
 
 def _draw(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
@@ -140,16 +169,32 @@ def _draw(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
 
 
 def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[Drawn]:
-    """logits: float32 [len(rows), vocabulary]; holds the adjusted logits afterwards. The rows do not learn
-    what was drawn: whoever keeps a token calls ``observe``."""
-    adjusted = logits.numpy()
+    """logits: float32 [len(rows), vocabulary]; holds the adjusted and constrained logits afterwards. The rows do not
+    learn what was drawn: whoever keeps a token calls ``observe``."""
+    views: list[NDArray[np.float32]] = list(logits.numpy())
     # A row that is not finite may warn here; the draw finds it.
     with np.errstate(invalid="ignore", over="ignore"):
-        for row, row_logits in zip(rows, adjusted, strict=True):
-            row.adjust(row_logits)
+        for row, view in zip(rows, views, strict=True):
+            row.adjust(view)
+        failures = _constrain(rows, views)
     drawn = []
-    for row, row_logits, token_id in zip(rows, adjusted, _draw(logits, rows), strict=True):
+    for place, (row, token_id) in enumerate(zip(rows, _draw(logits, rows), strict=True)):
+        token_id = failures.get(place, token_id)
         wants_logprob = row.sampling.logprobs >= 0 and token_id >= 0
-        logprob = _logprob(row_logits, token_id, row.sampling.logprobs) if wants_logprob else None
+        logprob = token_logprob(views[place], token_id, row.sampling.logprobs) if wants_logprob else None
         drawn.append(Drawn(token_id, logprob))
     return drawn
+
+
+def _constrain(rows: Sequence[SamplerRow], views: list[NDArray[np.float32]]) -> dict[int, int]:
+    """Constrains the rows that want it; ``views`` keeps what log-probabilities are to be told of. Returns the ids to
+    report in place of a draw, by row."""
+    failures = {}
+    for place, row in enumerate(rows):
+        if row.constrained:
+            logits = views[place]
+            if row.sampling.logprobs >= 0:
+                views[place] = logits.copy()
+            if failure := row.constrain(logits):
+                failures[place] = failure
+    return failures

@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 
 from shoal.messages import Seat, StepPlan
+from shoal.workers.grammar import GrammarThreads
 from shoal.workers.inputs import StepInputs
+from shoal.workers.readings import PromptReading, ScoredSpan
 from shoal.workers.sampler import SamplerRow
 
 Int32s = npt.NDArray[np.int32]
@@ -34,18 +36,21 @@ class SlotTable:
         vocab_size: int,
         *,
         sampling: bool,
+        grammars: GrammarThreads | None = None,
     ) -> None:
         most_blocks = -(-session_len // block_size)
         self._block_size = block_size
         self._num_blocks = num_blocks
         self._vocab_size = vocab_size
         self._sampling = sampling
+        self._grammars = grammars
         self._tokens: Int32s = np.zeros((num_slots, session_len), np.int32)
         self._known: Int32s = np.zeros(num_slots, np.int32)
         self._tables: Int32s = np.zeros((num_slots, most_blocks), np.int32)
         self._table_lens: Int32s = np.zeros(num_slots, np.int32)
         self._epochs: Int32s = np.full(num_slots, _FREE, np.int32)
         self._samplers: dict[int, SamplerRow] = {}
+        self._readings: dict[int, PromptReading] = {}
 
     def apply(self, plan: StepPlan) -> "PlannedRows":
         """Seats leave, come and get their new blocks; returns the rows to compute."""
@@ -56,6 +61,7 @@ class SlotTable:
         rows = PlannedRows(plan)
         self._check(rows)
         self._append_blocks(rows, _int32s(plan.block_counts), _int32s(plan.new_blocks))
+        self._note_readings(rows)
         return rows
 
     def inputs(self, rows: "PlannedRows") -> StepInputs:
@@ -75,8 +81,21 @@ class SlotTable:
             query_starts=torch.from_numpy(query_starts),
             context_lens=torch.from_numpy(context_lens.astype(np.int32)),
             block_tables=torch.from_numpy(np.ascontiguousarray(self._tables[rows.slots, :widest])),
-            sample_indices=torch.from_numpy(query_starts[1:][rows.samples].astype(np.int64) - 1),
+            sample_indices=torch.from_numpy(query_starts[1:][rows.draws].astype(np.int64) - 1),
         )
+
+    def spans(self, rows: "PlannedRows") -> list[ScoredSpan]:
+        """The prompt tokens whose log-probabilities this step brings."""
+        begins = np.cumsum(rows.counts) - rows.counts
+        spans = []
+        for row, reading in rows.readings.items():
+            slot, start = int(rows.slots[row]), int(rows.starts[row])
+            scored = reading.scored(start, int(rows.counts[row]))
+            if scored:
+                ids = self._tokens[slot, scored.start : scored.stop]
+                epoch = int(self._epochs[slot])
+                spans.append(ScoredSpan(slot, epoch, scored.start, ids, int(begins[row]), reading.top))
+        return spans
 
     def samplers(self, slots: Int32s) -> list[SamplerRow]:
         """The sampler states of the given slots."""
@@ -94,13 +113,14 @@ class SlotTable:
         self._known[slots] += 1
         if self._sampling:
             for slot, token_id in zip(slots.tolist(), ids.tolist(), strict=True):
-                self._samplers[slot].observe(max(token_id, 0))
+                self._samplers[slot].observe(token_id)
 
     def _leave(self, slot: int) -> None:
         if not 0 <= slot < len(self._epochs) or self._epochs[slot] == _FREE:
             raise PlanInvalid(f"slot {slot} cannot leave: it is not taken")
         self._epochs[slot] = _FREE
         self._samplers.pop(slot, None)
+        self._readings.pop(slot, None)
 
     def _admit(self, seat: Seat) -> None:
         if not 0 <= seat.slot < len(self._epochs) or self._epochs[seat.slot] != _FREE:
@@ -114,10 +134,24 @@ class SlotTable:
         self._tokens[seat.slot, :known] = tokens
         self._known[seat.slot] = known
         self._table_lens[seat.slot] = 0
+        if PromptReading.wanted(seat):
+            self._readings[seat.slot] = PromptReading(seat, len(prompt))
         if self._sampling:
             self._samplers[seat.slot] = SamplerRow(
-                seat.sampling, prompt.tolist(), generated.tolist(), self._vocab_size
+                seat.sampling, prompt.tolist(), generated.tolist(), self._vocab_size, self._grammars
             )
+
+    def _note_readings(self, rows: "PlannedRows") -> None:
+        """Which rows are read for more than tokens; one whose states are pooled draws none."""
+        if not self._readings:
+            return
+        for row, slot in enumerate(rows.slots.tolist()):
+            reading = self._readings.get(slot)
+            if reading is not None:
+                if not reading.follows(int(rows.starts[row])):
+                    raise PlanInvalid(f"slot {slot}: a mean needs the state of every token")
+                rows.readings[row] = reading
+                rows.draws[row] &= not reading.pooling
 
     def _append_blocks(self, rows: "PlannedRows", block_counts: Int32s, new_blocks: Int32s) -> None:
         if len(block_counts) != len(rows.slots) or block_counts.sum() != len(new_blocks):
@@ -151,7 +185,8 @@ class SlotTable:
 
 
 class PlannedRows:
-    """The rows of a plan as numpy arrays: slots, starts, counts (int32 [R]) and samples (bool [R])."""
+    """The rows of a plan as numpy arrays: slots, starts, counts (int32 [R]), samples and draws (bool [R]). A row that
+    samples draws a token, unless its states are pooled."""
 
     def __init__(self, plan: StepPlan) -> None:
         self.slots = _int32s(plan.slots)
@@ -160,6 +195,9 @@ class PlannedRows:
         self.samples = np.frombuffer(plan.samples, np.uint8).astype(bool)
         if not len(self.slots) == len(self.starts) == len(self.counts) == len(self.samples):
             raise PlanInvalid("the row arrays differ in length")
+        self.draws = self.samples.copy()
+        self.readings: dict[int, PromptReading] = {}
+        """Of the rows, by number, that are read for more than tokens."""
 
 
 def _int32s(raw: bytes) -> Int32s:

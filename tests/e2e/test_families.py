@@ -10,7 +10,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 from decoding import Driver, Sequence, load_file_or_folder
-from tiny_models import FAMILIES, LENGTH, Family, random_ids, random_model, reference_logits
+from tiny_models import (
+    FAMILIES,
+    LENGTH,
+    Family,
+    random_ids,
+    random_model,
+    reference_logits,
+    reference_states,
+)
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -26,6 +34,7 @@ class Case:
     parameters: Parameters
     prompts: list[list[int]]
     expected: list[Tensor]
+    states: list[Tensor]
 
     def driver(self) -> Driver:
         return Driver(self.description, self.parameters, LENGTH)
@@ -48,11 +57,17 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family.rewrite(folder)
     prompts = [random_ids(length) for length in (LENGTH, 38, 19, 27)]
     description, parameters = load_file_or_folder(folder)
-    return Case(description, parameters, prompts, [reference_logits(model, ids) for ids in prompts])
+    logits = [reference_logits(model, ids) for ids in prompts]
+    return Case(description, parameters, prompts, logits, [reference_states(model, ids) for ids in prompts])
 
 
 def close(found: Tensor, expected: Tensor) -> None:
     assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_the_states_that_are_pooled_equal_transformers(case: Case) -> None:
+    for ids, expected in zip(case.prompts, case.states, strict=True):
+        close(case.driver().states([(Sequence(ids), len(ids))]), expected)
 
 
 def test_prefill_equals_transformers(case: Case) -> None:

@@ -24,10 +24,9 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from shoal.errors import RequestError
-from shoal.frontend import tokenizer_spm as spm
 from shoal.frontend.chat_template import ChatTemplate
-from shoal.frontend.tokenize import Tokenizer, load_tokenizer
-from shoal.frontend.tokenizer_gguf import rebuild
+from shoal.tokenizer import Tokenizer, load_tokenizer, spm
+from shoal.tokenizer.gguf import rebuild
 
 VERSION = "3.7.2"
 REFUSED = "refused"

@@ -31,17 +31,19 @@ class Run:
 def serve(model: Path, tp: int) -> Run:
     flags = ["--tp", str(tp), "--dtype", "float32", "--instance_num", "4", "--session_len", "512"]
     with running_server(str(model), *flags) as server:
-        choices = [complete(server, prompt) for prompt in PROMPTS]
+        choices = complete(server)
         pids = rank_pids(server)
         return Run(choices, weight_bytes(server), [anonymous_bytes(pid) for pid in pids])
 
 
-def complete(server: Server, prompt: str) -> dict[str, Any]:
-    body = {"prompt": prompt, "max_tokens": 24, "temperature": 0, "logprobs": 3, "ignore_eos": True}
+def complete(server: Server) -> list[dict[str, Any]]:
+    """All prompts in one batch."""
+    body = {"prompt": PROMPTS, "max_tokens": 24, "temperature": 0, "logprobs": 3, "ignore_eos": True}
     status, answer = server.post("/v1/completions", body)
     assert status == 200, answer
-    choice: dict[str, Any] = answer["choices"][0]
-    return choice
+    choices: list[dict[str, Any]] = answer["choices"]
+    assert len(choices) == len(PROMPTS)
+    return choices
 
 
 def rank_pids(server: Server) -> list[int]:

@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fakes.fake_rank import FakeRank, never, reference
+from fakes.fake_rank import FakeRank, never, pooled_vector, prompt_logprob, reference
 
-from shoal.messages import Rejected, Sampling, StepPlan, StepResult, Submit
+from shoal.messages import Pooling, Rejected, Sampling, StepPlan, StepResult, Submit
 from shoal.scheduler.apply import CREW_LOST, NON_FINITE
 from shoal.scheduler.core import Core, Rules
 from shoal.scheduler.plan import Step
-from shoal.scheduler.request import Emitted, Ended, Event, Request
+from shoal.scheduler.request import Emitted, Ended, Event, Pooled, Request, Scored
 from shoal.wire import pack_ids
 
 VOCAB = 7
@@ -45,7 +45,13 @@ class Client:
     stop_ids: tuple[int, ...]
     deadline_ns: int
     cancelled: bool = False
+    aborted: bool = False
     got: list[int] | None = None
+    scores: bool = False
+    pooling: Pooling = ""
+    scored: int = 1
+    """Index of the first prompt token whose log-probability has not come."""
+    vector: bytes = b""
     end: Ended | Rejected | None = None
 
     @property
@@ -86,12 +92,18 @@ class Bench:
         stop_ids: tuple[int, ...] = (),
         deadline_ms: int = 0,
         generated: int = 0,
+        scores: bool = False,
+        pooling: Pooling = "",
+        tenant: str = "",
+        cache_salt: str = "",
+        group: int = 0,
     ) -> int:
         """A new request; ``generated`` of its tokens are already with the client. Returns its number."""
         number = len(self.clients) + 1
         deadline_ns = self.now_ns + deadline_ms * 1_000_000 if deadline_ms else 0
-        client = Client(list(prompt), seed, max_tokens, stop_ids, deadline_ns)
+        client = Client(list(prompt), seed, max_tokens, stop_ids, deadline_ns, scores=scores, pooling=pooling)
         client.got = client.expected()[:generated]
+        client.scored = len(prompt) if generated else 1
         self.clients[number] = client
         message = Submit(
             request_no=number,
@@ -105,6 +117,11 @@ class Bench:
             arrival_ns=self.now_ns,
             deadline_ns=deadline_ns,
             attempt=int(generated > 0),
+            prompt_logprobs=0 if scores else -1,
+            pooling=pooling,
+            tenant=tenant,
+            cache_salt=cache_salt,
+            group=group,
         )
         outcome = self.core.submit(1, message, self.now_ns)
         if isinstance(outcome, Rejected):
@@ -126,6 +143,17 @@ class Bench:
         self._take(self.core.cancel(1, number))
         assert self.core.cancel(1, number) == []
         self.check()
+
+    def abort(self, number: int = 0, tenant: str | None = None) -> int:
+        """One HTTP request of one sequence, or all of a tenant's; returns how many HTTP requests that were."""
+        for each, client in self.clients.items():
+            request = self.core.book.find(1, each)
+            if request and number in (0, each) and tenant in (None, request.tenant):
+                client.aborted = True
+        events, requests = self.core.abort(f"request-{number}" if number else "", tenant)
+        self._take(events)
+        self.check()
+        return requests
 
     def tick(self, milliseconds: int) -> None:
         """Time passes."""
@@ -204,6 +232,15 @@ class Bench:
         assert len(core.book) == len(core.book.seated) + len(core.book.waiting)
         assert core.book.queued_tokens == sum(request.known for request in core.book.waiting)
         assert all(not request.blocks and not request.planned for request in core.book.waiting)
+        self._check_sharing()
+
+    def _check_sharing(self) -> None:
+        """Only requests of one tenant and one salt hold the same block."""
+        owners: dict[int, tuple[str, str]] = {}
+        for request in self.core.book.seated.values():
+            for block in request.blocks:
+                owner = (request.tenant, request.cache_salt)
+                assert owners.setdefault(block, owner) == owner
 
     def _see_seats(self, step: Step) -> None:
         for request in step.admitted:
@@ -218,6 +255,11 @@ class Bench:
             assert client.end is None, "an event after the last one"
             if isinstance(event, Emitted):
                 self._see_token(client, event)
+            elif isinstance(event, Scored):
+                _see_scores(client, event)
+            elif isinstance(event, Pooled):
+                assert client.pooling
+                client.vector = event.vector
             else:
                 client.end = event
                 _judge(client, event, self.now_ns)
@@ -229,9 +271,23 @@ class Bench:
         assert client.got == client.expected()[: len(client.got)], "a token of somebody else"
 
 
+def _see_scores(client: Client, event: Scored) -> None:
+    """In order and without a gap; after a preemption they may come again."""
+    assert client.scores
+    assert event.position <= client.scored
+    for at, logprob in enumerate(event.logprobs, event.position):
+        assert logprob == prompt_logprob(client.prompt[: at + 1])
+    client.scored = max(client.scored, event.position + len(event.logprobs))
+
+
 def _judge(client: Client, ended: Ended, now_ns: int) -> None:
     """Whether a request may end like that."""
+    if client.scores and (client.answer or ended.reason in ("stop", "length")):
+        assert client.scored == len(client.prompt), "a prompt's log-probabilities come before its first token"
     match ended.reason:
+        case "stop" if client.pooling:
+            assert client.vector == pooled_vector(client.prompt, client.pooling)
+            assert not client.answer
         case "length":
             assert client.answer == client.expected()
             assert len(client.answer) == client.max_tokens
@@ -241,6 +297,8 @@ def _judge(client: Client, ended: Ended, now_ns: int) -> None:
             assert ended.stop_id in client.stop_ids
         case "cancelled":
             assert client.cancelled
+        case "aborted":
+            assert client.aborted
         case "deadline":
             assert 0 < client.deadline_ns <= now_ns
         case "failed":

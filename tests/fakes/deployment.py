@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import zmq
@@ -21,6 +21,8 @@ from fakes.fake_worker import FAULTS_FILE, Faults
 from shoal import config, process, transport
 from shoal.messages import (
     PROTOCOL,
+    Abort,
+    Aborted,
     Availability,
     Cancel,
     Finished,
@@ -30,9 +32,12 @@ from shoal.messages import (
     Progress,
     Query,
     Rejected,
+    Rest,
     Sampling,
     Stats,
     Submit,
+    Survey,
+    Surveyed,
     Welcome,
 )
 from shoal.wire import Inbox, encode, fingerprint, new_boot_id, pack_ids
@@ -40,6 +45,7 @@ from shoal.wire import Inbox, encode, fingerprint, new_boot_id, pack_ids
 ROOT = Path(__file__).resolve().parents[2]
 _WORKER = str(ROOT / "tests" / "fakes" / "fake_worker.py")
 _PATIENCE_S = 20.0
+A = TypeVar("A", Stats, Aborted, Surveyed)
 
 
 class Client:
@@ -51,6 +57,7 @@ class Client:
         self.ends: dict[int, Finished | Rejected] = {}
         self.heard: list[GatewayMessage] = []
         self.scheduler = 0
+        self._last_query_no = 0
         self._prompts: dict[int, tuple[list[int], Submit]] = {}
         self._hello = Hello(PROTOCOL, fingerprint(), self.boot_id, pid or os.getpid(), role)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -130,10 +137,41 @@ class Client:
 
     def stats(self) -> Stats:
         """The scheduler's counters now."""
-        before = len(self.heard)
-        self.send(Query(before))
-        self.wait(lambda: any(isinstance(each, Stats) for each in self.heard[before:]))
-        return next(each for each in reversed(self.heard) if isinstance(each, Stats))
+        number = self.ask(Query)
+        return self.wait_answer(number, Stats)
+
+    def ask_to_rest(self, level: int) -> int:
+        """Asks for sleep, or to wake; returns the query's number."""
+        return self.ask(lambda number: Rest(number, level))
+
+    def rest(self, level: int) -> Stats:
+        """Waits until it is so."""
+        return self.wait_answer(self.ask_to_rest(level), Stats)
+
+    def abort(self, label: str = "", tenant: str | None = None) -> int:
+        """Ends HTTP requests; how many they were."""
+        return self.wait_answer(self.ask(lambda number: Abort(number, label, tenant)), Aborted).requests
+
+    def survey(self, tenant: str | None = None) -> Surveyed:
+        """What is open."""
+        return self.wait_answer(self.ask(lambda number: Survey(number, tenant)), Surveyed)
+
+    def ask(self, question: Callable[[int], Message]) -> int:
+        """Asks under a new number, and returns it."""
+        self._last_query_no += 1
+        self.send(question(self._last_query_no))
+        return self._last_query_no
+
+    def has_answer(self, number: int) -> bool:
+        """Whether the answer has come."""
+        return any(getattr(each, "query_no", None) == number for each in self.heard)
+
+    def wait_answer(self, number: int, kind: type[A]) -> A:
+        """Receives until a question is answered."""
+        self.wait(lambda: self.has_answer(number))
+        answer = next(each for each in self.heard if getattr(each, "query_no", None) == number)
+        assert isinstance(answer, kind)
+        return answer
 
     def finished(self, number: int) -> Finished:
         """How a request ended; it was accepted."""

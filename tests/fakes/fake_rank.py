@@ -5,10 +5,11 @@ what the sequence should find there. It forgives nothing: a plan that contradict
 ``PlanInvalid``. No socket, no clock; ``fake_worker.py`` gives it a process, the property tests call it directly.
 """
 
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from shoal.messages import Sampling, Seat, StepPlan, StepResult, TokenLogprob
+from shoal.messages import PooledRow, Sampling, ScoredRow, Seat, StepPlan, StepResult, TokenLogprob
 from shoal.wire import pack_ids, unpack_ids
 
 _MASK = (1 << 61) - 1
@@ -48,6 +49,16 @@ def reference(
     return answer
 
 
+def prompt_logprob(tokens: list[int]) -> TokenLogprob:
+    """Of the last of ``tokens``: a function of all of them."""
+    return TokenLogprob(-1.0 - digest(tokens) % 1000 / 1000)
+
+
+def pooled_vector(tokens: list[int], pooling: str) -> bytes:
+    """float32 [4]: a function of all tokens and of the way of pooling."""
+    return array("f", [len(tokens), digest(tokens) % 1000, len(pooling), 1.0]).tobytes()
+
+
 def never(sampling: Sampling, generated: int) -> bool:
     """The plain case of ``FakeRank.is_bad``."""
     return False
@@ -62,6 +73,10 @@ class Sequence:
     tokens: list[int]
     digests: list[int]
     sampling: Sampling
+    prompt_logprobs: int
+    pooling: str
+    pooled: int = 0
+    """Tokens whose states were taken into the mean."""
     blocks: list[int] = field(default_factory=list)
     computed: int = -1
     """-1 until its first row, which may start behind a shared prefix."""
@@ -101,7 +116,9 @@ class FakeRank:
             self._read(slot, start)
         for slot, start, count, _, _ in rows:
             self._write(slot, start, count)
-        return self._result(plan, [slot for slot, _, _, _, samples in rows if samples])
+        scored = tuple(row for slot, start, count, _, _ in rows if (row := self._score(slot, start, count)))
+        pooled = tuple(row for slot, start, count, _, _ in rows if (row := self._pool(slot, start, count)))
+        return self._result(plan, [slot for slot, _, _, _, samples in rows if samples], scored, pooled)
 
     def _admit(self, seat: Seat) -> None:
         _require(seat.slot not in self._seats, f"slot {seat.slot} is taken")
@@ -110,7 +127,7 @@ class FakeRank:
         )
         self._last_epochs[seat.slot] = seat.epoch
         prompt = unpack_ids(seat.prompt)
-        sequence = Sequence(seat.epoch, len(prompt), [], [], seat.sampling)
+        sequence = Sequence(seat.epoch, len(prompt), [], [], seat.sampling, seat.prompt_logprobs, seat.pooling)
         for token in prompt + unpack_ids(seat.generated):
             sequence.append(token)
         self._seats[seat.slot] = sequence
@@ -166,7 +183,31 @@ class FakeRank:
                 found == sequence.digests[position], f"slot {slot}: position {position} is not in the cache"
             )
 
-    def _result(self, plan: StepPlan, slots: list[int]) -> StepResult:
+    def _score(self, slot: int, start: int, count: int) -> ScoredRow | None:
+        sequence = self._seats[slot]
+        end = min(start + count + 1, sequence.prompt_len)
+        if sequence.prompt_logprobs < 0 or end <= start + 1:
+            return None
+        logprobs = tuple(prompt_logprob(sequence.tokens[: at + 1]) for at in range(start + 1, end))
+        return ScoredRow(slot, sequence.epoch, start + 1, logprobs)
+
+    def _pool(self, slot: int, start: int, count: int) -> PooledRow | None:
+        sequence = self._seats[slot]
+        if not sequence.pooling:
+            return None
+        _require(sequence.pooling != "mean" or start == sequence.pooled, f"slot {slot}: a mean with a gap")
+        sequence.pooled = start + count
+        if sequence.pooled < sequence.prompt_len:
+            return None
+        return PooledRow(slot, sequence.epoch, pooled_vector(sequence.tokens, sequence.pooling))
+
+    def _result(
+        self,
+        plan: StepPlan,
+        slots: list[int],
+        scored: tuple[ScoredRow, ...],
+        pooled: tuple[PooledRow, ...],
+    ) -> StepResult:
         sequences = [self._seats[slot] for slot in slots]
         ids = [self._sample(sequence) for sequence in sequences]
         wanted = any(sequence.sampling.logprobs >= 0 for sequence in sequences)
@@ -178,11 +219,15 @@ class FakeRank:
             epochs=pack_ids(sequence.epoch for sequence in sequences),
             ids=pack_ids(ids),
             logprobs=logprobs,
+            scored=scored,
+            pooled=pooled,
         )
 
     def _sample(self, sequence: Sequence) -> int:
         generated = len(sequence.tokens) - sequence.prompt_len
         bad = self._is_bad(sequence.sampling, generated)
+        if sequence.pooling:
+            return -1 if bad else 0
         token = next_token(sequence.digests[-1], sequence.sampling.seed, generated, self._vocab)
         sequence.append(0 if bad else token)
         return -1 if bad else token

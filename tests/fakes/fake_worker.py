@@ -21,6 +21,8 @@ from shoal.messages import (
     Allocate,
     Broken,
     CrewMessage,
+    GivenUp,
+    GiveUp,
     Load,
     Loaded,
     Loading,
@@ -61,6 +63,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """… from this many generated tokens on."""
     load_fails: str = ""
     hang_at_warm_up: bool = False
+    hang_at_sleep: bool = False
 
 
 class FakeWorker:
@@ -92,6 +95,11 @@ class FakeWorker:
                     size = self._settings.cache_block_seq_len
                     self._core = FakeRank(blocks, size, self._faults().vocab, self._is_bad)
                     self._send(Ready(epoch, blocks, 0))
+                case GiveUp(crew_epoch=epoch) if epoch == self._crew_epoch:
+                    while self._faults().hang_at_sleep:
+                        time.sleep(0.05)
+                    self._core = None
+                    self._send(GivenUp(epoch))
                 case StepPlan(crew_epoch=epoch) if epoch == self._crew_epoch and self._core:
                     self._step(self._core, message)
                 case Stop():

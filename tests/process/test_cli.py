@@ -52,8 +52,8 @@ def test_mistakes_of_api_server(args: list[str], line: str) -> None:
     [
         ([], "error: a command is missing"),
         (["serve"], "error: serve what?"),
-        (["serve", "api_client", "http://127.0.0.1:1"], "error: serve api_client: not available yet"),
-        (["serve", "gradio"], "error: serve gradio: not available yet"),
+        (["serve", "api_client", "--session_id", "x"], "error: --session-id: x: must be a whole number"),
+        (["serve", "gradio", "--server_port", "x"], "error: --server-port: x: must be a whole number"),
         (["serve", "pigeons"], "error: serve pigeons: unknown command"),
         (["fly"], "error: fly: unknown command"),
         (["serve", "api_server", "--tp", "0"], "error: --tp 0: must be a whole number from 1 to 64"),

@@ -50,7 +50,10 @@ def test_requests_are_answered_exactly() -> None:
         assert stats.gauges["mean_rows_per_step"] > 2
         assert stats.counters["generation_tokens_total"] == sum(len(ids) for ids in client.tokens.values())
         assert stats.counters['request_success_total{finished_reason="length"}'] == 32
-        assert sum(stats.histograms["time_to_first_token_seconds"].counts) == 33
+        for name in ("time_to_first_token_seconds", "request_inference_time_seconds", "request_prompt_tokens"):
+            assert sum(stats.histograms[name].counts) == 33
+        generated = stats.histograms["request_generation_tokens"].total
+        assert generated == stats.counters["generation_tokens_total"]
         assert stats.limits == Limits(512, 256, 8, 8)
         assert stats.stalled_ms == 0
         assert "id=test-33 reason=stop prompt=20" in deployment.log()

@@ -17,6 +17,7 @@ from shoal.messages import Sampling
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.book import Book
 from shoal.scheduler.prefix import PrefixIndex
+from shoal.scheduler.quota import Quota, Quotas
 from shoal.scheduler.request import Request
 
 BAD_SEED = 13
@@ -31,6 +32,18 @@ WORLDS = st.fixed_dictionaries(
         "session_len": st.just(SESSION_LEN),
     }
 )
+LIMITS = st.fixed_dictionaries(
+    {
+        "quotas": st.sampled_from(
+            [
+                {},
+                {"a": Quota(max_concurrent=2)},
+                {"a": Quota(tokens_per_minute=600), "b": Quota(1, 60, 0, priority=0)},
+            ]
+        ),
+        "max_concurrent_requests": st.sampled_from([0, 0, 4]),
+    }
+)
 SUBMITS = st.fixed_dictionaries(
     {
         "stem": st.integers(0, 1),
@@ -42,6 +55,10 @@ SUBMITS = st.fixed_dictionaries(
         "stop_ids": st.sampled_from([(), (), (3,), (1, 5)]),
         "deadline_ms": st.sampled_from([0, 0, 0, 1, 5, 20]),
         "generated": st.sampled_from([0, 0, 0, 1, 4]),
+        "tenant": st.sampled_from(["", "a", "a", "b"]),
+        "cache_salt": st.sampled_from(["", "", "salt"]),
+        "scores": st.sampled_from([False, False, True]),
+        "pooling": st.sampled_from(["", "", "", "", "mean", "last"]),
     }
 )
 EVENTS = st.one_of(
@@ -51,12 +68,13 @@ EVENTS = st.one_of(
     st.tuples(st.just("plan"), st.none()),
     st.tuples(st.just("answer"), st.none()),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
+    st.tuples(st.just("abort"), st.integers(0, 30)),
     st.tuples(st.just("tick"), st.integers(1, 10)),
     st.tuples(st.just("repeat"), st.none()),
     st.tuples(st.just("crash"), st.none()),
 )
 SCHEDULES = st.tuples(
-    WORLDS,
+    st.builds(lambda world, limits: world | limits, WORLDS, LIMITS),
     st.integers(0, 6),
     st.lists(SUBMITS, min_size=4, max_size=8),
     st.lists(EVENTS, min_size=8, max_size=40),
@@ -78,7 +96,7 @@ def prompt_of(stem: int, length: int, tail: int) -> list[int]:
 def submit(bench: Bench, values: dict[str, Any]) -> None:
     """Submits what the strategy made."""
     rest = {name: value for name, value in values.items() if name not in ("stem", "length", "tail")}
-    rest["generated"] = min(values["generated"], values["max_tokens"] - 1)
+    rest["generated"] = 0 if values["pooling"] else min(values["generated"], values["max_tokens"] - 1)
     rest["stop_ids"] = () if rest["generated"] else values["stop_ids"]
     bench.submit(prompt_of(values["stem"], values["length"], values["tail"]), **rest)
 
@@ -102,6 +120,7 @@ def run_schedule(schedule: Schedule) -> None:
         "plan": lambda _: bench.plan(),
         "answer": lambda _: bench.answer(),
         "cancel": lambda n: bench.cancel(1 + n % len(bench.clients)),
+        "abort": lambda n: bench.abort(1 + n % len(bench.clients)),
         "tick": bench.tick,
         "repeat": lambda _: bench.repeat(),
         "crash": lambda _: bench.crash(),
@@ -141,13 +160,25 @@ def _not_told(book: Book) -> tuple[tuple[int, ...], tuple[Request, ...]]:
     return (), arriving
 
 
+def _pools(request: Request) -> bool:
+    return request.pooling == "mean"
+
+
+def _scores(request: Request) -> bool:
+    return request.prompt_logprobs >= 0 and not request.generated
+
+
 PLANTED: dict[str, tuple[type, str, object, type[Exception]]] = {
     "results_taken_without_epoch": (Book, "owner", _any_owner, AssertionError),
     "epoch_not_raised": (Book, "_raised", staticmethod(lambda epoch: max(1, epoch)), AssertionError),
     "block_published_one_early": (PrefixIndex, "_filled", _one_early, PlanInvalid),
     "block_not_given_back": (BlockPool, "give_back", _keep_one, AssertionError),
+    "salt_left_out_of_digests": (PrefixIndex, "_root", lambda index, request: b"", AssertionError),
+    "end_not_told_to_quotas": (Quotas, "leave", lambda quotas, request: None, AssertionError),
     "share_not_counted": (BlockPool, "share", lambda pool, blocks: None, AssertionError),
     "ranks_not_told_who_left": (Book, "tell_ranks", _not_told, PlanInvalid),
+    "hits_under_prompt_logprobs": (Request, "reads_whole_prompt", property(_pools), AssertionError),
+    "hits_under_a_mean": (Request, "reads_whole_prompt", property(_scores), PlanInvalid),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shoal import launch, process
+from shoal.access import digest_of
 from shoal.errors import FlagError, ModelError
 
 CONFIG: dict[str, Any] = {
@@ -77,7 +78,8 @@ def test_what_is_given_arrives(folder: Path, tmp_path: Path) -> None:
     assert (settings.max_queued_tokens, settings.drain_timeout_s) == (9000, 3.0)
     assert (settings.step_timeout_s, settings.chat_template) == (4.5, str(template))
     assert settings.allow_origins == ("http://a", "http://b")
-    assert (settings.api_keys, settings.log_level, settings.max_log_len) == (("k1", "k2"), "warning", 10)
+    assert [key.digest for key in settings.api_keys] == [digest_of("k1"), digest_of("k2")]
+    assert (settings.log_level, settings.max_log_len) == ("warning", 10)
     assert (prepared.daemon, prepared.pid_file, prepared.log_file) == (
         True,
         f"{tmp_path}/pid",
@@ -116,6 +118,13 @@ def test_longer_than_the_model(folder: Path, tmp_path: Path) -> None:
 )
 def test_refusals_name_the_flag(folder: Path, args: list[str], expected: str) -> None:
     assert message(str(folder), *args).startswith(expected)
+
+
+@pytest.mark.parametrize("key", ["sk secret", "", "sk-ö"])
+def test_a_refused_key_is_not_shown(folder: Path, key: str) -> None:
+    assert (
+        message(str(folder), f"--api_keys={key}") == "--api_keys: a key must be printable ASCII without spaces"
+    )
 
 
 def test_models_that_cannot_be_served(folder: Path, tmp_path: Path) -> None:

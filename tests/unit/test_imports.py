@@ -14,16 +14,21 @@ SHARED = {"messages", "wire", "config", "transport", "errors", "logs", "checkpoi
 """What the three kinds of processes have in common."""
 
 MAY_IMPORT = {
-    "frontend": SHARED | {"frontend"},
+    "frontend": SHARED | {"access", "frontend", "grammar_tokens", "storage", "tokenizer"},
+    "batches": SHARED | {"frontend", "storage"},
+    "storage": {"storage", "errors"},
     "scheduler": SHARED | {"scheduler"},
-    "workers": SHARED | {"workers", "cuda_ext"},
+    "workers": SHARED | {"workers", "cuda_ext", "tokenizer", "grammar_tokens"},
     "cuda_ext": {"cuda_ext", "errors", "logs"},
     "checkpoint": {"checkpoint", "errors"},
+    "tokenizer": {"tokenizer", "checkpoint", "errors"},
+    "grammar_tokens": {"tokenizer", "errors"},
     "client": {"client"},
-    "supervisor": SHARED | {"supervisor", "launch"},
-    "launch": {"checkpoint", "command_line", "process", "config", "errors"},
+    "supervisor": SHARED | {"access", "supervisor", "launch"},
+    "launch": {"access", "checkpoint", "command_line", "process", "config", "errors"},
+    "access": {"config", "errors"},
     "command_line": {"flags", "errors"},
-    "cli": {"launch", "supervisor", "errors"},
+    "cli": {"launch", "supervisor", "client", "errors"},
     "messages": set(),
     "wire": {"messages"},
     "transport": set(),
@@ -39,7 +44,7 @@ ONLY_IN = {
     "falcon": re.compile(r"frontend/"),
     "zmq": re.compile(r"transport\.py|[a-z_]+/(link|[a-z_]+_link|gateway|crew)\.py"),
     "gunicorn": re.compile(r"frontend/"),
-    "numpy": re.compile(r"(workers|cuda_ext|checkpoint|frontend)/"),
+    "numpy": re.compile(r"(workers|cuda_ext|checkpoint|tokenizer|frontend)/"),
 }
 
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "transformers", "src"}

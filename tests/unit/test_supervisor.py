@@ -102,7 +102,7 @@ def test_a_cause_that_was_just_shown_is_not_shown_twice() -> None:
 
 
 def stats(*ranks: RankStatus) -> Stats:
-    return Stats(0, False, False, ranks, None, 0, {}, {}, {})
+    return Stats(0, False, False, ranks, None, 0, 0, {}, {}, {})
 
 
 def test_the_slowest_rank_says_how_far_the_start_is() -> None:

@@ -364,6 +364,7 @@ BAD_CONFIGS = {
     "eos outside": (small("llama", eos_token_id=300), "eos_token_id has 300"),
     "eos a string": (small("llama", eos_token_id=["</s>"]), "eos_token_id"),
     "quantised": (small("llama", quantization_config={"quant_method": "awq"}), "('awq') is not available yet"),
+    "not causal": (small("qwen2", is_causal=False), "is_causal"),
     "embedding model": (small("gemma3_text", use_bidirectional_attention=True), "use_bidirectional_attention"),
 }
 

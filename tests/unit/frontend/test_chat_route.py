@@ -34,6 +34,7 @@ def test_a_plain_answer() -> None:
         "completion_tokens": len("Hello, world") + 1,
         "total_tokens": len(prompt) + len("Hello, world") + 1,
         "prompt_tokens_details": {"cached_tokens": 16},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert kit.scheduler.cancels == []
     assert kit.service.switchboard.open_sequences == 0
@@ -271,7 +272,9 @@ def test_messages_of_every_kind_reach_the_template() -> None:
         {"role": "tool", "tool_call_id": "c1", "content": "42"},
     ]
     assert kit.post("/v1/chat/completions", {"messages": messages}).status_code == 200
-    assert kit.prompt() == "<system>be brief<user>ab<assistant><tool>42<assistant>"
+    called = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    answered = "<tool_response>\n42\n</tool_response>"
+    assert kit.prompt() == f"<system>be brief<user>ab<assistant>{called}<user>{answered}<assistant>"
 
 
 def test_a_string_is_a_raw_prompt() -> None:

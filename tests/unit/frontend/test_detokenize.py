@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from shoal.frontend.detokenize import Delta, Detokenizer
-from shoal.frontend.tokenize import Tokenizer
-from shoal.frontend.tokenizer_parts import TokenizerParts
+from shoal.tokenizer import Tokenizer
+from shoal.tokenizer.parts import TokenizerParts
 
 WORDS = ["a", "b", "ab", "\u0120", "\u0120a", "ba", "aab", "\n", "\u00e9"]
 
@@ -130,6 +130,8 @@ def test_only_the_answer_s_first_space_is_taken_off() -> None:
     detokenizer = Detokenizer(SENTENCEPIECE)
     assert [detokenizer.push([word]).text for _ in range(3)] == ["a", " a", " a"]
     assert SENTENCEPIECE.token_bytes(space_a) in (b" ", b" a", b"\xe2")
+    going_on = Detokenizer(SENTENCEPIECE, goes_on=True)
+    assert going_on.push([word, word]).text == " a a"
 
 
 def test_consumed_counts_the_id_that_completed_the_stop_string() -> None:

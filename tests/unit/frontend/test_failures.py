@@ -66,9 +66,9 @@ def test_a_failure_in_a_stream_is_one_event_and_the_end() -> None:
     assert result.status_code == 200
     first, last = events(result)
     assert first["choices"][0]["text"] == "ab"
-    assert last == {
-        "error": {"message": "broke", "type": "server_error", "param": None, "code": "generation_failed"}
-    }
+    assert last["error"] == {
+        "message": "broke", "type": "server_error", "param": None, "code": "generation_failed",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -168,7 +168,7 @@ def test_a_silent_scheduler_does_not_outlive_the_deadline(monkeypatch: pytest.Mo
 
 def test_comments_go_to_event_stream_clients_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shoal.frontend.stream._COMMENT_EVERY_S", 0.02)
-    monkeypatch.setattr("shoal.frontend.stream._REFUSAL_PATIENCE_S", 0.01)
+    monkeypatch.setattr("shoal.frontend.stream.REFUSAL_PATIENCE_S", 0.01)
     kit = Kit()
 
     def late(submit: Any) -> None:
@@ -217,7 +217,7 @@ async def _call_and_leave(kit: Kit, path: str, body: object, after_s: float) -> 
 def test_a_client_that_goes_away_takes_its_sequences_along(
     stream: bool, begun: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.frontend.stream._REFUSAL_PATIENCE_S", 0.01)
+    monkeypatch.setattr("shoal.frontend.stream.REFUSAL_PATIENCE_S", 0.01)
     kit = Kit()
 
     def begin(submit: Any) -> None:
@@ -270,7 +270,7 @@ def test_a_client_that_leaves_while_its_stream_waits_to_be_read() -> None:
 
 def test_a_fault_of_ours_is_a_500_without_details(monkeypatch: pytest.MonkeyPatch) -> None:
     kit = Kit()
-    monkeypatch.setattr("shoal.frontend.checks._sampling", lambda *_: 1 / 0)
+    monkeypatch.setattr("shoal.frontend.checks.sampling_of", lambda *_, **__: 1 / 0)
     result = kit.chat()
     assert result.status_code == 500
     assert result.json["error"]["code"] == "internal_error"

@@ -1,7 +1,36 @@
-"""Request ids, Host headers, origins and keys."""
+"""Request ids, Host headers, pages of other origins, keys and their scopes."""
+
+import logging
 
 import pytest
+from falcon import testing
 from frontend_kit import Kit
+
+from shoal.access import digest_of
+from shoal.config import ApiKey, Scope
+from shoal.frontend.app import all_routes
+
+PAGE = "https://page.example"
+OURS = "https://ours.example"
+CHAT = "/v1/chat/completions"
+BODY = {"messages": "hi"}
+
+
+def key(name: str, *scopes: Scope) -> ApiKey:
+    """A key whose text is its name."""
+    return ApiKey(name=name, digest=digest_of(name), scopes=scopes) if scopes else ApiKey(
+        name=name, digest=digest_of(name)
+    )  # fmt: skip
+
+
+def preflight(kit: Kit, path: str, method: str = "POST", origin: str = PAGE) -> testing.Result:
+    return kit.request(
+        "OPTIONS",
+        path,
+        Origin=origin,
+        Access_Control_Request_Method=method,
+        Access_Control_Request_Headers="authorization, content-type",
+    )
 
 
 def test_request_ids_are_taken_or_made() -> None:
@@ -29,40 +58,89 @@ def test_foreign_names_are_refused_on_loopback(host: str) -> None:
     assert Kit(server_name="0.0.0.0").request("GET", "/v1/models", host=host).status_code == 200
 
 
-def test_any_origin_may_infer_but_not_read_metrics() -> None:
+# --- pages of other origins ------------------------------------------------------------------------------
+
+
+def test_any_page_may_infer_but_not_read_metrics() -> None:
     kit = Kit()
-    origin = "https://page.example"
-    assert kit.get("/v1/models", Origin=origin).headers["access-control-allow-origin"] == "*"
-    refused = kit.post("/v1/completions", b"{", Origin=origin)
+    assert kit.get("/v1/models", Origin=PAGE).headers["access-control-allow-origin"] == "*"
+    refused = kit.post("/v1/completions", b"{", Origin=PAGE)
+    assert refused.status_code == 400
     assert refused.headers["access-control-allow-origin"] == "*"
-    assert "access-control-allow-origin" not in kit.get("/metrics", Origin=origin).headers
+    assert "access-control-allow-origin" not in kit.get("/metrics", Origin=PAGE).headers
+
+
+@pytest.mark.parametrize("path", ["/abort_request", "/sleep", "/wakeup", "/admin/drain", "/v1/files"])
+def test_no_page_may_change_anything_unasked(path: str) -> None:
+    """A browser sends a plain form's POST without asking: it must not be carried out."""
+    kit = Kit()
+    result = kit.post(path, b"{}", Origin=PAGE, Content_Type="text/plain")
+    assert result.status_code == 403
+    assert result.json["error"]["code"] == "origin_not_allowed"
+    assert "--allow_origins https://page.example" in result.json["error"]["message"]
+    assert kit.scheduler.rests == []
+    assert preflight(kit, path).status_code == 403
+
+
+def test_our_own_pages_may_whatever_the_route() -> None:
+    kit = Kit()
+    body = {"rid": "x"}
+    assert kit.post("/abort_request", body, Origin="http://127.0.0.1").status_code == 200
+    assert kit.post("/abort_request", body, Origin=PAGE, Sec_Fetch_Site="same-origin").status_code == 200
+    assert kit.post("/abort_request", body, Origin="http://127.0.0.1:8").status_code == 403
+    assert kit.post("/abort_request", body, Origin="null").status_code == 403
 
 
 def test_named_origins_alone_where_the_flag_is_given() -> None:
-    kit = Kit(allow_origins=("https://ours.example",))
-    ours = kit.get("/metrics", Origin="https://ours.example")
-    assert ours.headers["access-control-allow-origin"] == "https://ours.example"
+    kit = Kit(allow_origins=(OURS,))
+    ours = kit.get("/metrics", Origin=OURS)
+    assert ours.headers["access-control-allow-origin"] == OURS
     assert ours.headers["vary"] == "Origin"
-    assert "access-control-allow-origin" not in kit.get("/v1/models", Origin="https://page.example").headers
+    assert "access-control-allow-credentials" not in ours.headers
+    theirs = kit.get("/v1/models", Origin=PAGE)
+    assert "access-control-allow-origin" not in theirs.headers
+    assert theirs.headers["vary"] == "Origin"
+    assert kit.post(CHAT, BODY, Origin=PAGE).status_code == 403
+    assert kit.post(CHAT, BODY, Origin=OURS).status_code == 200
 
 
-def test_a_preflight() -> None:
-    kit = Kit(api_keys=("k",))
-    result = kit.request(
-        "OPTIONS",
-        "/v1/chat/completions",
-        Origin="https://page.example",
-        Access_Control_Request_Method="POST",
-        Access_Control_Request_Headers="authorization, content-type",
-    )
+def test_credentials_are_allowed_where_the_flag_says_so() -> None:
+    kit = Kit(allow_origins=(OURS,), allow_credentials=True)
+    assert kit.get("/v1/models", Origin=OURS).headers["access-control-allow-credentials"] == "true"
+    assert preflight(kit, CHAT, origin=OURS).headers["access-control-allow-credentials"] == "true"
+
+
+def test_a_preflight_needs_no_key_and_names_the_methods_of_its_route() -> None:
+    kit = Kit(api_keys=(key("k"),), allow_origins=("*",))
+    result = preflight(kit, CHAT)
     assert result.status_code == 204
+    assert result.headers["access-control-allow-origin"] == "*"
     assert result.headers["access-control-allow-headers"] == "authorization, content-type"
-    assert "POST" in result.headers["access-control-allow-methods"]
+    assert result.headers["access-control-allow-methods"] == "POST, OPTIONS"
+    deleting = preflight(kit, "/v1/files/file-1", "DELETE")
+    assert "DELETE" in deleting.headers["access-control-allow-methods"]
+
+
+def test_methods_and_headers_are_those_of_the_flags() -> None:
+    kit = Kit(allow_methods=("GET",), allow_headers=("X-Mine", "Content-Type"))
+    result = preflight(kit, CHAT)
+    assert result.headers["access-control-allow-methods"] == "GET"
+    assert result.headers["access-control-allow-headers"] == "X-Mine, Content-Type"
+
+
+# --- keys ------------------------------------------------------------------------------------------------
 
 
 def test_keys() -> None:
-    kit = Kit(api_keys=("first", "second"))
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "second"}, {"x_api_key": ""}):
+    kit = Kit(api_keys=(key("first"), key("second")))
+    wrong: tuple[dict[str, str], ...] = (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "second"},
+        {"Authorization": "Bearer sécond"},
+        {"x_api_key": ""},
+    )
+    for headers in wrong:
         result = kit.get("/v1/models", **headers)
         assert result.status_code == 401
         assert result.json["error"]["type"] == "authentication_error"
@@ -73,5 +151,107 @@ def test_keys() -> None:
         {"x_api_key": "first"},
     ):
         assert kit.get("/v1/models", **headers).status_code == 200
-    assert kit.get("/metrics").status_code == 401
-    assert kit.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_what_is_open_to_everybody(path: str) -> None:
+    assert Kit(api_keys=(key("k"),)).get(path).status_code == 200
+
+
+def test_every_described_route_but_those_is_behind_a_key() -> None:
+    kit = Kit(api_keys=(key("k", "metrics"),))
+    described = [route for route in all_routes(kit.service) if route.operations]
+    assert {route.path for route in described if route.scope == "open"} == {"/health", "/ready"}
+    assert kit.get("/version").status_code == 401
+    assert kit.get("/version", x_api_key="k").status_code == 200
+
+
+def test_a_query_says_nothing_that_is_not_listened_to() -> None:
+    kit = Kit()
+    refused = kit.get("/v1/sessions?limit=2&sort=up")
+    assert (refused.status_code, refused.json["error"]["param"]) == (400, "sort")
+    assert (
+        refused.json["error"]["message"]
+        == "unknown query parameter: sort; /v1/sessions takes limit, order, after"
+    )
+    assert kit.get("/v1/files?purpose=batch&limit=2").status_code == 200
+    assert kit.get("/v1/models?limit=1000").status_code == 200, (
+        "where nothing is read from a query, nobody looks at it"
+    )
+    warned = Kit(unknown_fields="warn").get("/v1/sessions?sort=up")
+    assert warned.status_code == 200
+    assert warned.headers["warning"] == '299 shoal "unknown query parameter dropped: sort"'
+
+
+def test_a_stranger_does_not_learn_which_routes_there_are() -> None:
+    kit = Kit(api_keys=(key("k"),))
+    for method, path in (("GET", "/nothing"), ("GET", "/v1/chat/completions"), ("DELETE", "/metrics")):
+        assert kit.request(method, path).status_code == 401
+    assert kit.get("/nothing", x_api_key="k").status_code == 404
+    assert kit.get(CHAT, x_api_key="k").status_code == 405
+    assert Kit().get("/nothing").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "scope"),
+    [("/v1/models", "inference"), ("/metrics", "metrics"), ("/load", "metrics"), ("/is_sleeping", "admin")],
+)
+def test_a_key_opens_what_its_scopes_say(path: str, scope: Scope) -> None:
+    kit = Kit(
+        api_keys=(key("inference", "inference"), key("metrics", "metrics"), key("admin", "admin"), key("all"))
+    )
+    for name in ("inference", "metrics", "admin", "all"):
+        result = kit.get(path, x_api_key=name)
+        if name in (scope, "all"):
+            assert result.status_code == 200
+        else:
+            assert result.status_code == 403
+            assert result.json["error"]["code"] == "insufficient_scope"
+            assert f"no {scope} scope" in result.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, BODY),
+        ("/v1/completions", {"prompt": ["a", "b"], "n": 2}),
+        (
+            "/v1/messages",
+            {"model": "served/model", "max_tokens": 5, "messages": [{"role": "user", "content": "a"}]},
+        ),
+        ("/v1/chat/interactive", {"prompt": "hi"}),
+        ("/v1/responses", {"input": "hi"}),
+    ],
+)
+def test_the_scheduler_learns_whose_request_it_is_and_what_belongs_together(
+    path: str, body: dict[str, object]
+) -> None:
+    kit = Kit(api_keys=(key("team"),))
+    kit.get("/version")
+    assert kit.post(path, body, x_api_key="team").status_code == 200
+    assert kit.post(path, body, x_api_key="team").status_code == 200
+    assert {submit.tenant for submit in kit.scheduler.submits} == {"team"}
+    assert len({submit.group for submit in kit.scheduler.submits}) == 2
+    assert {submit.group for submit in kit.scheduler.submits} <= {
+        each.request_no for each in kit.scheduler.submits
+    }
+
+
+def test_keys_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    kit = Kit(api_keys=(key("sk-secret"),))
+    logging.getLogger("shoal").propagate = True
+    with caplog.at_level(logging.DEBUG):
+        kit.get("/v1/models", Authorization="Bearer sk-wrong")
+        kit.post(CHAT, BODY, Authorization="Bearer sk-right")
+    assert "/v1/models" in caplog.text
+    assert "sk-wrong" not in caplog.text
+    assert "sk-right" not in caplog.text
+    assert digest_of("sk-secret") not in caplog.text
+
+
+def test_the_body_limit_is_the_flags() -> None:
+    kit = Kit(body_limit_bytes=1000)
+    assert kit.post("/v1/completions", {"prompt": "a" * 100}).status_code == 200
+    result = kit.post("/v1/completions", {"prompt": "a" * 1000})
+    assert result.status_code == 413
+    assert "larger than 1000 bytes (--body_limit)" in result.json["error"]["message"]

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 from tough_texts import WRITTEN, tough_texts
 
 from shoal.errors import ModelError, RequestError
-from shoal.frontend.tokenize import Tokenizer, load_tokenizer
-from shoal.frontend.tokenizer_gguf import rebuild
+from shoal.tokenizer import Tokenizer, load_tokenizer
+from shoal.tokenizer.gguf import rebuild
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

@@ -13,9 +13,8 @@ import sentencepiece
 from tough_texts import WRITTEN, tough_texts
 
 from shoal.errors import ModelError
-from shoal.frontend import tokenizer_spm as spm
-from shoal.frontend.tokenize import Tokenizer, load_tokenizer
-from shoal.frontend.tokenizer_gguf import rebuild
+from shoal.tokenizer import Tokenizer, load_tokenizer, spm
+from shoal.tokenizer.gguf import rebuild
 
 PLAIN = {"normalization_rule_name": "identity", "byte_fallback": True, "remove_extra_whitespaces": False}
 

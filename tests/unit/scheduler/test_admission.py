@@ -6,7 +6,7 @@ import pytest
 from fakes.bench import Bench, rules
 
 from shoal.messages import Rejected, Sampling, Submit
-from shoal.scheduler.admission import retry_ms
+from shoal.scheduler.admission import Speed, retry_ms
 from shoal.scheduler.core import Core
 from shoal.scheduler.request import Request
 from shoal.scheduler.stats import Series
@@ -71,11 +71,14 @@ def test_before_the_first_crew_and_while_draining_503() -> None:
 
 def test_a_full_queue_is_429_but_not_for_who_was_admitted_once() -> None:
     core = core_of(instance_num=1, max_queued_requests=2, max_queued_tokens=20)
-    outcomes = [core.submit(1, submit_of(number), 0, tokens_per_s=5.0) for number in range(5)]
+    outcomes = [core.submit(1, submit_of(number), 0, Speed(tokens_per_s=5.0)) for number in range(5)]
     assert [isinstance(outcome, Rejected) for outcome in outcomes] == [False, False, False, True, True]
     refused = outcomes[3]
     assert isinstance(refused, Rejected)
     assert (refused.code, refused.retry_ms) == (429, 3000)
+    slow = core.submit(1, submit_of(9), 0, Speed(tokens_per_s=5.0, request_s=8.0))
+    assert isinstance(slow, Rejected)
+    assert slow.retry_ms == 8000, "all of them wait, and each takes eight seconds: none has a slot yet"
     assert isinstance(core.submit(1, submit_of(9, attempt=1), 0), Request)
 
 

@@ -4,9 +4,9 @@ import pytest
 from fakes.bench import Bench, rules
 
 from shoal.messages import Rejected, Sampling, StepResult, Submit
-from shoal.scheduler.apply import NON_FINITE
+from shoal.scheduler.apply import GRAMMAR_FAILED, NON_FINITE, NOTHING_ALLOWED, apply
 from shoal.scheduler.pipeline import ResultMismatch
-from shoal.scheduler.request import Ended
+from shoal.scheduler.request import Ended, Sampled
 from shoal.wire import pack_ids
 
 
@@ -62,6 +62,23 @@ def test_non_finite_logits_end_one_request_and_take_its_blocks_out_of_the_index(
     assert bench.request(sharer).slot == -1
     bench.run()
     assert bench.clients[sharer].answer == bench.clients[sharer].expected()
+
+
+@pytest.mark.parametrize(("token_id", "detail"), [(-2, NOTHING_ALLOWED), (-3, GRAMMAR_FAILED)])
+def test_a_request_that_can_draw_nothing_fails_and_its_blocks_are_still_good(
+    token_id: int, detail: str
+) -> None:
+    bench = Bench(rules(token_budget=64), 32)
+    stuck = bench.submit([1] * 10, 5)
+    sharer = bench.submit([1] * 10, 5)
+    bench.plan()
+    seat, found = bench.request(stuck), len(bench.core.pool.index)
+    events, stale = apply(bench.core.book, bench.core.pool, [Sampled(seat.slot, seat.epoch, token_id)])
+    assert [(type(each), each.request) for each in events] == [(Ended, seat)]
+    assert isinstance(events[0], Ended)
+    assert (events[0].reason, events[0].detail, stale) == ("failed", detail, 0)
+    assert len(bench.core.pool.index) == found > 0
+    assert bench.request(sharer).slot >= 0
 
 
 def test_a_lost_crew_ends_what_runs_and_keeps_what_waits() -> None:

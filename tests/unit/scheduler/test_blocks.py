@@ -10,13 +10,15 @@ from shoal.scheduler.request import Request
 SIZE = 4
 
 
-def make_pool(num_blocks: int = 8, *, enabled: bool = True, key: bytes = b"k", salt: bytes = b"") -> BlockPool:
-    return BlockPool(num_blocks, PrefixIndex(SIZE, key, salt, enabled))
+def make_pool(num_blocks: int = 8, *, enabled: bool = True, key: bytes = b"k") -> BlockPool:
+    return BlockPool(num_blocks, PrefixIndex(SIZE, key, enabled))
 
 
-def request_of(tokens: list[int]) -> Request:
+def request_of(tokens: list[int], **more: str) -> Request:
     raw = array("i", tokens)
-    return Request(1, 1, "r", 1, raw.tobytes(), raw, len(tokens), Sampling(1), 100, frozenset(), 0, 0, 0)
+    return Request(
+        1, 1, "r", 1, raw.tobytes(), raw, len(tokens), Sampling(1), 100, frozenset(), 0, 0, 0, **more
+    )
 
 
 def fill(pool: BlockPool, request: Request) -> None:
@@ -126,13 +128,29 @@ def test_forgotten_contents_are_not_found_and_idle_ones_are_free() -> None:
     assert (pool.idle, pool.available) == (0, 8)
 
 
-def test_key_and_salt_keep_digests_apart() -> None:
+def test_key_tenant_and_salt_keep_digests_apart() -> None:
     digests = set()
-    for key, salt in ((b"a", b""), (b"b", b""), (b"a", b"tenant")):
-        pool, request = make_pool(key=key, salt=salt), request_of(list(range(8)))
+    for key, tenant, salt in (
+        (b"a", "", ""),
+        (b"b", "", ""),
+        (b"a", "t", ""),
+        (b"a", "", "t"),
+        (b"a", "t", "t"),
+    ):
+        pool, request = make_pool(key=key), request_of(list(range(8)), tenant=tenant, cache_salt=salt)
         fill(pool, request)
         digests.update(request.digests)
-    assert len(digests) == 6
+    assert len(digests) == 10
+
+
+def test_only_the_same_tenant_with_the_same_salt_finds_a_prefix() -> None:
+    pool = make_pool()
+    tokens = list(range(9))
+    owner = request_of(tokens, tenant="ab", cache_salt="c")
+    fill(pool, owner)
+    for tenant, salt in (("", ""), ("ab", ""), ("a", "bc"), ("", "abc")):
+        assert pool.index.match(request_of(tokens, tenant=tenant, cache_salt=salt)) == []
+    assert pool.index.match(request_of(tokens, tenant="ab", cache_salt="c")) == owner.blocks[:2]
 
 
 def test_switched_off_nothing_is_published_or_found() -> None:

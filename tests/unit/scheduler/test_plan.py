@@ -173,7 +173,7 @@ def test_out_of_blocks_idle_ones_go_first_then_the_youngest() -> None:
         preempted += [bench.core.book.waiting] if step.preempted else []
         bench.answer()
     assert [request.request_no for request in bench.core.book.waiting] == [3]
-    waiting = bench.core.book.waiting[0]
+    (waiting,) = bench.core.book.waiting
     assert waiting.planned == waiting.pending == 0
     assert waiting.generated == len(bench.clients[3].answer) > 0
     bench.run()

@@ -1,0 +1,1 @@
+"""The gradio page: ``bin/webui URL``, ``shoal serve gradio URL``."""
