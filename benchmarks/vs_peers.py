@@ -11,6 +11,8 @@ import argparse
 import asyncio
 import os
 import random
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,8 @@ _VOCABULARY = 49000
 def main() -> None:
     """Prints the machine's limits, and a table for each model."""
     arguments = parse()
+    # So that the server of the moment is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments.cache.mkdir(parents=True, exist_ok=True)
     print(f"{processor()}; {arguments.threads} threads\n")
     limits = None
