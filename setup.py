@@ -27,7 +27,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 LEVELS = {"Scalar": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    LEVELS |= {"Avx2": AVX2, "Avx512": AVX512}
+    LEVELS |= {"Avx2": AVX2, "Avx512": AVX512, "Avx512Vnni": [*AVX512, "-mavx512vnni"]}
 
 
 def run(*command: str) -> None:

@@ -235,7 +235,10 @@ _MODEL: Final = (
     ),
     Flag("adapters", "LoRA adapters", metavar="PATH", many=True, neutral=()),
     Flag(
-        "quantization", "w8 or w4 quantises the weights at load", _one_of("none", "w8", "w4"), neutral=("none",)
+        "quantization",
+        "weights as integers: auto (where the file has them so), none, w8 or w4 (quantised at load)",
+        _one_of("auto", "none", "w8", "w4"),
+        "auto",
     ),
     Flag("revision", "revision of a model on the hub", metavar="NAME", neutral=()),
     Flag("download_dir", "where models from the hub are kept", metavar="FOLDER", neutral=()),

@@ -50,6 +50,7 @@ def prepare(argv: Sequence[str]) -> Launch:
         instance_num=values["instance_num"],
         session_len=_session_len(values["session_len"], description),
         dtype=values["dtype"],
+        quantization=values["quantization"],
         threads=values["threads"] or process.available_cores(),
         cache_max_entry_count=values["cache_max_entry_count"],
         cache_block_seq_len=values["cache_block_seq_len"],

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shoal.checkpoint import describe, locate_model
 from shoal.checkpoint.description import ModelDescription
+from shoal.cuda_ext.quantised import QuantisedGroups
 from shoal.workers.architectures import choose_layout, expected_shapes
 from shoal.workers.decoder import Decoder
 from shoal.workers.inputs import StepInputs
@@ -56,7 +57,8 @@ class Driver:
     def step(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor | None:
         """Computes ``count`` more tokens of each sequence; logits of all of them on rank 0."""
         with torch.inference_mode():
-            return self._decoder.logits(self.states(rows))
+            logits = self._decoder.logits(self.states(rows))
+            return None if logits is None else logits.clone()
 
     def states(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor:
         """The same, but their hidden states."""
@@ -120,6 +122,14 @@ class MemorySource:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
+
+    def format_of(self, name: str, columns: slice | None = None) -> None:
+        """Floats."""
+
+    def read_groups(
+        self, name: str, rows: slice | None = None, columns: slice | None = None
+    ) -> QuantisedGroups:
+        raise AssertionError(name)
 
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
         part = self.tensors[name][rows or slice(None)]

@@ -7,9 +7,7 @@ Without it the best one that the processor has is taken.
 
 import ctypes
 import os
-import struct
 import zlib
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -20,8 +18,8 @@ INTERFACE = Path(__file__).parent / "csrc" / "cpu" / "shoal_cpu.h"
 REFERENCE = "reference"
 
 OPERATORS = {
-    "rms_norm": "*out *x *weight outer inner dim outer_stride inner_stride .eps",
-    "add_rms_norm": "*out *residual *x *weight rows dim residual_stride x_stride .eps",
+    "rms_norm": "*out *quantised *x *weight outer inner dim outer_stride inner_stride .eps",
+    "add_rms_norm": "*out *quantised *residual *x *weight rows dim residual_stride x_stride .eps",
     "rope_write_kv": (
         "*q *k *v *cos_sin *positions *k_cache *v_cache *cache_slots "
         "tokens heads kv_heads dim rotary_dim max_positions blocks block_size "
@@ -33,10 +31,13 @@ OPERATORS = {
         "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
         "q_token_stride q_head_stride window cache_dtype .scale .soft_cap"
     ),
-    "gated_activation": "*out *gate_up rows dim row_stride kind",
+    "gated_activation": "*out *quantised *gate_up rows dim row_stride kind",
     "pack_weight": "*panels *weight rows words row_stride",
-    "linear": "*out *x *panels *bias rows inputs outputs row_stride dtype",
-    "embed": "*out *ids *panels tokens rows dim first_id dtype .scale",
+    "linear": "*out *x *panels *bias rows inputs outputs row_stride out_stride dtype",
+    "quantise": "*quantised *x rows inputs row_stride",
+    "linear_quantised": "*out *x *panels *bias rows inputs outputs out_stride bits group has_offset",
+    "pack_quantised": "*panels *codes *scales *offsets rows groups bits group",
+    "embed": "*out *ids *panels tokens rows dim first_id dtype bits group has_offset .scale",
     "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride",
 }
 """The fields of each operator's struct in csrc/cpu/shoal_cpu.h: ``*`` is a pointer, ``.`` a double, the others
@@ -54,27 +55,6 @@ _ERRORS = {
 }
 
 
-class Operator:
-    """One exported function. A call fills the operator's own struct and passes its address: nothing is
-    allocated or parsed, so it takes well under a microsecond. One thread at a time."""
-
-    def __init__(self, function: Callable[[ctypes.c_void_p], int], fields: str) -> None:
-        kinds = {"*": "Q", ".": "d"}
-        self._layout = struct.Struct("=" + "".join(kinds.get(name[0], "q") for name in fields.split()))
-        self._buffer = ctypes.create_string_buffer(self._layout.size)
-        self._address = ctypes.c_void_p(ctypes.addressof(self._buffer))
-        self._function = function
-
-    def __call__(self, *values: float) -> None:
-        """Values in the order of the struct's fields."""
-        self._layout.pack_into(self._buffer, 0, *values)
-        status = self._function(self._address)
-        if status == _NO_MEMORY:
-            raise MemoryError(_ERRORS[status])
-        if status:
-            raise IndexError(_ERRORS[status])
-
-
 class CpuLibrary:
     """The loaded library and its operators."""
 
@@ -82,19 +62,25 @@ class CpuLibrary:
         self._functions = ctypes.CDLL(str(path))
         self._functions.shoal_level.restype = ctypes.c_char_p
         self._functions.shoal_level_name.restype = ctypes.c_char_p
-        operators = {
-            name: Operator(getattr(self._functions, f"shoal_{name}"), fields)
-            for name, fields in OPERATORS.items()
-        }
-        self.rms_norm = operators["rms_norm"]
-        self.add_rms_norm = operators["add_rms_norm"]
-        self.rope_write_kv = operators["rope_write_kv"]
-        self.paged_attention = operators["paged_attention"]
-        self.gated_activation = operators["gated_activation"]
-        self.pack_weight = operators["pack_weight"]
-        self.linear = operators["linear"]
-        self.embed = operators["embed"]
-        self.draw = operators["draw"]
+        self._addresses = {name: self._address(f"shoal_{name}") for name in OPERATORS}
+        self._run = self._functions.shoal_run
+
+    def _address(self, name: str) -> int:
+        address = ctypes.cast(getattr(self._functions, name), ctypes.c_void_p).value
+        assert address is not None
+        return address
+
+    def address_of(self, operator: str) -> int:
+        """Of an operator's function, as ``run`` takes it."""
+        return self._addresses[operator]
+
+    def run(self, calls: ctypes.c_void_p, count: int) -> None:
+        """calls: pairs of an operator's address and its struct's. Raises IndexError or MemoryError."""
+        status = self._run(calls, ctypes.c_int64(count)) & 0xFF
+        if status == _NO_MEMORY:
+            raise MemoryError(_ERRORS[status])
+        if status:
+            raise IndexError(_ERRORS[status])
 
     @property
     def is_current(self) -> bool:

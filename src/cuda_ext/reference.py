@@ -144,3 +144,18 @@ def draw(
     columns = (temperature, top_k, top_p, min_p, uniform)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return torch.tensor([_draw_row(logits[i], *row) for i, row in enumerate(rows)], dtype=torch.int64)
+
+
+def quantise(x: Tensor, row_bytes: int) -> Tensor:
+    """uint8 [rows, row_bytes]: a row's codes, its scales, scale · sum of each group's codes, sums of 16 codes."""
+    rows, columns = x.shape
+    groups = functional.pad(x.float(), (0, -columns % 32)).view(rows, -1, 32)
+    largest = groups.abs().amax(2)
+    tiny = largest < 1e-30
+    scales = torch.where(tiny, 0.0, largest / 127)
+    codes = (groups * torch.where(tiny, 0.0, 127 / largest).unsqueeze(2)).round()
+    half_sums = codes.view(rows, -1, 16).sum(2).to(torch.int32)
+    scaled_sums = scales * codes.sum(2)
+    parts = (codes.to(torch.int8).flatten(1), scales, scaled_sums, half_sums)
+    laid = torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)
+    return functional.pad(laid, (0, row_bytes - laid.shape[1]))

@@ -205,7 +205,12 @@ def _load_model(settings: Settings, rank: int, link: SchedulerLink) -> _LoadedMo
             link.send(Loading("weights", done, total))
 
     parameters = load_parameters(
-        open_source(location), description, shard, resolve_dtype(settings.dtype), progress=tell
+        open_source(location),
+        description,
+        shard,
+        resolve_dtype(settings.dtype),
+        progress=tell,
+        quantization=settings.quantization,
     )
     logs.event(
         _LOG,

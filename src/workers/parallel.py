@@ -119,8 +119,8 @@ def _cut_by_weight(total: int, weights: list[float], unit: int) -> list[range]:
 class Group(Protocol):
     """The ranks of one crew epoch. Every rank must make the same calls in the same order."""
 
-    def add_up(self, x: Tensor) -> Tensor:
-        """The sum of every rank's ``x``, on every rank; ``x`` itself may be overwritten."""
+    def add_up(self, x: Tensor) -> None:
+        """Overwrites ``x``, float32 and contiguous, with the sum of every rank's, on every rank."""
 
     def gather_columns(self, x: Tensor, widths: tuple[int, ...]) -> Tensor | None:
         """All ranks' ``x``, of ``widths`` columns each, side by side on rank 0; None elsewhere."""
@@ -140,8 +140,8 @@ def form_group(tp: int, rank: int, rendezvous: str) -> Group:
 class SoloGroup:
     """One rank: everything is there already."""
 
-    def add_up(self, x: Tensor) -> Tensor:
-        return x
+    def add_up(self, x: Tensor) -> None:
+        pass
 
     def gather_columns(self, x: Tensor, widths: tuple[int, ...]) -> Tensor | None:
         return x
@@ -168,12 +168,10 @@ class GlooGroup:
                 timeout=timedelta(seconds=_TIMEOUT_S),
             )
 
-    def add_up(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        if wide.numel():
+    def add_up(self, x: Tensor) -> None:
+        if x.numel():
             with _peer_errors():
-                dist.all_reduce(wide)
-        return wide
+                dist.all_reduce(x)
 
     def gather_columns(self, x: Tensor, widths: tuple[int, ...]) -> Tensor | None:
         if not len(x):

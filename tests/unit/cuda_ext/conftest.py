@@ -16,7 +16,7 @@ def one_thread() -> Iterator[None]:
     ops.set_threads(1)
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+@pytest.fixture(params=["scalar", "avx2", "avx512", "avx512_vnni"])
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     compiled = library()
     if compiled is None:

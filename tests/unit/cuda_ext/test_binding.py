@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+import eager
 import pytest
 import torch
 
 from shoal.cuda_ext import __main__ as report
-from shoal.cuda_ext import binding, ops
+from shoal.cuda_ext import binding
 from shoal.errors import StartError
 
 needs_library = pytest.mark.skipif(not binding.LIBRARY.exists(), reason="no CPU library was built")
@@ -30,7 +31,12 @@ def fields_of(struct: str) -> list[str]:
 
 @pytest.mark.parametrize("operator", binding.OPERATORS)
 def test_field_tables_are_the_headers(operator: str) -> None:
-    struct = {"paged_attention": "AttentionArgs"}.get(operator, operator.title().replace("_", "") + "Args")
+    odd = {
+        "paged_attention": "AttentionArgs",
+        "linear_quantised": "QuantisedLinearArgs",
+        "pack_quantised": "PackQuantisedArgs",
+    }
+    struct = odd.get(operator, operator.title().replace("_", "") + "Args")
     assert binding.OPERATORS[operator].split() == fields_of(struct)
 
 
@@ -53,7 +59,7 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @needs_library
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512", "avx512_vnni"])
 def test_the_environment_chooses_the_level(forgetful: pytest.MonkeyPatch, level: str) -> None:
     forgetful.setenv("SHOAL_CPU_LEVEL", level)
     plain = binding.CpuLibrary(binding.LIBRARY)
@@ -98,7 +104,7 @@ def test_without_a_library_the_twins_run(forgetful: pytest.MonkeyPatch, tmp_path
     forgetful.delenv("SHOAL_CPU_LEVEL", raising=False)
     assert binding.library() is None
     x = torch.randn(3, 10)
-    torch.testing.assert_close(ops.gated_activation(x, "silu"), torch.nn.functional.silu(x[:, :5]) * x[:, 5:])
+    torch.testing.assert_close(eager.gated_activation(x, "silu"), torch.nn.functional.silu(x[:, :5]) * x[:, 5:])
     forgetful.setenv("SHOAL_CPU_LEVEL", "avx2")
     binding.library.cache_clear()
     with pytest.raises(StartError, match="not built"):

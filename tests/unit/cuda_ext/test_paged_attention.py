@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 
+import eager
 import pytest
 import torch
 from torch import Tensor
 
-from shoal.cuda_ext import ops, reference
+from shoal.cuda_ext import reference
 
 pytestmark = pytest.mark.usefixtures("level")
 
@@ -26,7 +27,7 @@ class Case:
     soft_cap: float = 0.0
 
     def run(self) -> Tensor:
-        return ops.paged_attention(**vars(self))
+        return eager.paged_attention(**vars(self))
 
     def truth(self) -> Tensor:
         doubled = replace(self, q=self.q.double(), k_cache=self.k_cache.double(), v_cache=self.v_cache.double())
@@ -161,7 +162,7 @@ def test_results_do_not_depend_on_threads(fresh: torch.Generator) -> None:
     case = make_case(fresh, [*MIXED, (200, 500)], dim=64)
     expected = case.run()
     for threads in (2, 3):
-        ops.set_threads(threads)
+        eager.set_threads(threads)
         assert torch.equal(case.run(), expected)
 
 

@@ -144,8 +144,8 @@ class ThreadGroup:
         self._turn.acquire()
         return everyone
 
-    def add_up(self, x: Tensor) -> Tensor:
-        return torch.stack(self._exchange(x)).sum(0)
+    def add_up(self, x: Tensor) -> None:
+        x.copy_(torch.stack(self._exchange(x.clone())).sum(0))
 
     def gather_columns(self, x: Tensor, widths: tuple[int, ...]) -> Tensor | None:
         parts = self._exchange(x)

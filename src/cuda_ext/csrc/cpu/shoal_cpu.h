@@ -20,18 +20,20 @@ enum Status : int {
     kContextTooShort = 5,
 };
 
-// x: [outer, inner, dim] → out: contiguous
+// x: [outer, inner, dim] → out: contiguous, or quantised rows of dim, or both; the other is null
 struct RmsNormArgs {
     float* out;
+    void* quantised;
     const float* x;
     const float* weight;
     int64_t outer, inner, dim, outer_stride, inner_stride;
     double eps;
 };
 
-// residual: [rows, dim] += x; out = normalised residual, contiguous
+// residual: [rows, dim] += x; out = normalised residual, as in RmsNormArgs
 struct AddRmsNormArgs {
     float* out;
+    void* quantised;
     float* residual;
     const float* x;
     const float* weight;
@@ -68,9 +70,10 @@ struct AttentionArgs {
     double scale, soft_cap;
 };
 
-// gate_up: [rows, 2 * dim] → out: [rows, dim], contiguous
+// gate_up: [rows, 2 * dim] → out: [rows, dim], as in RmsNormArgs
 struct GatedActivationArgs {
     float* out;
+    void* quantised;
     const float* gate_up;
     int64_t rows, dim, row_stride, kind;
 };
@@ -83,22 +86,53 @@ struct PackWeightArgs {
     int64_t rows, words, row_stride;
 };
 
-// out: [rows, outputs], contiguous; bias: [outputs] or null
+// out: [rows, outputs], rows out_stride apart; bias: [outputs] or null
 struct LinearArgs {
     float* out;
     const float* x;
     const void* panels;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, dtype;
+    int64_t rows, inputs, outputs, row_stride, out_stride, dtype;
 };
 
-// panels: of linear; out: [tokens, dim], contiguous
+// x: [rows, inputs] → quantised: rows as quantised.h lays them out
+struct QuantiseArgs {
+    void* quantised;
+    const float* x;
+    int64_t rows, inputs, row_stride;
+};
+
+// x: rows of quantise; panels: of pack_quantised; out: [rows, outputs], rows out_stride apart; bias: [outputs] or null
+struct QuantisedLinearArgs {
+    float* out;
+    void* x;
+    const void* panels;
+    const float* bias;
+    int64_t rows, inputs, outputs, out_stride, bits, group, has_offset;
+};
+
+// codes: [rows, groups, group]; scales and offsets: half precision [rows, groups], offsets or null
+struct PackQuantisedArgs {
+    void* panels;
+    const uint8_t* codes;
+    const uint16_t* scales;
+    const uint16_t* offsets;
+    int64_t rows, groups, bits, group;
+};
+
+// panels: of linear, or of linear_quantised where bits is not 0; out: [tokens, dim], contiguous
 struct EmbedArgs {
     float* out;
     const int64_t* ids;
     const void* panels;
-    int64_t tokens, rows, dim, first_id, dtype;
+    int64_t tokens, rows, dim, first_id, dtype, bits, group, has_offset;
     double scale;
+};
+
+// One operator's function and its struct; shoal_run runs many.
+struct Call {
+    int (*function)(const void* args);
+    const void* args;
 };
 
 // logits: [rows, vocabulary]; the other inputs and ids: [rows]. ids: -1 where logits hold NaN, +inf or only -inf.
