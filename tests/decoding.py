@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shoal.checkpoint import describe, locate_model
 from shoal.checkpoint.description import ModelDescription
+from shoal.config import Quantization
 from shoal.cuda_ext.quantised import QuantisedGroups
 from shoal.workers.architectures import choose_layout, expected_shapes
 from shoal.workers.decoder import Decoder
@@ -163,11 +164,12 @@ def load_whole(
     return load_parameters(source, description, shard, dtype, lambda done, total: None)
 
 
-def load_file_or_folder(path: Path) -> tuple[ModelDescription, Parameters]:
+def load_file_or_folder(path: Path, quantization: Quantization = "none") -> tuple[ModelDescription, Parameters]:
+    """As floats, unless told otherwise: what references compute with."""
     location = locate_model(str(path))
     description = describe(location)
     shard = split(description, 1, 0)
     parameters = load_parameters(
-        open_source(location), description, shard, torch.float32, lambda done, total: None
+        open_source(location), description, shard, torch.float32, lambda done, total: None, quantization
     )
     return description, parameters

@@ -23,6 +23,7 @@ from shoal.cuda_ext.quantised import QuantisedRows, QuantisedWeight
 Activation = Literal["silu", "gelu_tanh"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_CACHE_DTYPES = {**_DTYPES, torch.int8: 2}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 
 
@@ -139,9 +140,15 @@ def add_rms_norm(
     program.add("add_rms_norm", values, twin)
 
 
-def _require_caches(k_cache: Tensor, v_cache: Tensor) -> None:
+def cache_row_elements(dim: int, dtype: torch.dtype) -> int:
+    """Elements that one head of one position takes in a cache: an int8 row's scale, a float, lies behind its codes."""
+    return dim + reference.SCALE_BYTES if dtype == torch.int8 else dim
+
+
+def _require_caches(k_cache: Tensor, v_cache: Tensor, dim: int) -> None:
     _require(k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype, "the two caches differ")
-    _require(k_cache.dtype in _DTYPES, "a cache is neither float32 nor bfloat16")
+    _require(k_cache.dtype in _CACHE_DTYPES, "a cache is neither float32, bfloat16 nor int8")
+    _require(k_cache.shape[3] == cache_row_elements(dim, k_cache.dtype), "a cache has another head size")
     _require(k_cache.is_contiguous() and v_cache.is_contiguous(), "a cache is not contiguous")
 
 
@@ -161,17 +168,17 @@ def rope_write_kv(
     where a position or a slot is out of range.
 
     q: [tokens, heads, dim]; k, v: [tokens, kv heads, dim]; cos_sin: float32 [positions, rotary dims], cosines
-    then sines; positions: int32 [tokens]; caches: [blocks, kv heads, block size, dim]; cache_slots: int64
+    then sines; positions: int32 [tokens]; caches: [blocks, kv heads, block size, dim], or of int8
+    ``cache_row_elements``; cache_slots: int64
     [tokens], block · block size + offset.
     """
     most, heads, dim = q.shape
     rows = _counted(rows, most)
-    blocks, kv_heads, block_size, cache_dim = k_cache.shape
+    blocks, kv_heads, block_size, _ = k_cache.shape
     max_positions, rotary_dim = cos_sin.shape
     q_strides, k_strides, v_strides = q.stride(), k.stride(), v.stride()
-    _require_caches(k_cache, v_cache)
+    _require_caches(k_cache, v_cache, dim)
     _require(k.shape == (most, kv_heads, dim) == v.shape, "rope_write_kv: k or v does not fit q and the cache")
-    _require(cache_dim == dim, "rope_write_kv: the cache has another head size")
     _require(q.dtype == k.dtype == v.dtype == torch.float32, "rope_write_kv: q, k or v is not float32")
     _require(q_strides[2] == k_strides[2] == v_strides[2] == 1, "rope_write_kv: a head's elements are apart")
     _require(
@@ -192,7 +199,7 @@ def rope_write_kv(
             *(q, k, v, cos_sin, positions, k_cache, v_cache, cache_slots),
             *(rows, heads, kv_heads, dim, rotary_dim, max_positions, blocks, block_size),
             *(*q_strides[:2], *k_strides[:2], *v_strides[:2]),
-            _DTYPES[k_cache.dtype],
+            _CACHE_DTYPES[k_cache.dtype],
         ],
         twin,
     )
@@ -220,11 +227,11 @@ def paged_attention(
     """
     most, heads, dim = q.shape
     rows, sequences = _counted(rows, most), _counted(sequences, block_tables.shape[0])
-    blocks, kv_heads, block_size, cache_dim = k_cache.shape
+    blocks, kv_heads, block_size, _ = k_cache.shape
     most_sequences, table_width = block_tables.shape
     q_strides, table_strides = q.stride(), block_tables.stride()
-    _require_caches(k_cache, v_cache)
-    _require(cache_dim == dim and heads % kv_heads == 0, "paged_attention: q does not fit the cache")
+    _require_caches(k_cache, v_cache, dim)
+    _require(heads % kv_heads == 0, "paged_attention: q does not fit the cache")
     _require(q.dtype == torch.float32, "paged_attention: q is not float32")
     _require(q_strides[2] == 1, "paged_attention: a head's elements are apart")
     _require(out.dtype == torch.float32 and out.shape == q.shape, "paged_attention: out does not fit q")
@@ -251,7 +258,7 @@ def paged_attention(
         [
             *(out, q, k_cache, v_cache, block_tables, query_starts, context_lens),
             *(rows, sequences, heads, kv_heads, dim, blocks, block_size, table_width, table_strides[0]),
-            *(*q_strides[:2], window, _DTYPES[k_cache.dtype], scale, soft_cap),
+            *(*q_strides[:2], window, _CACHE_DTYPES[k_cache.dtype], scale, soft_cap),
         ],
         twin,
     )

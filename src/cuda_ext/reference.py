@@ -45,8 +45,29 @@ def rope_write_kv(
     q.copy_(_rotate(q, cos, sin))
     block_size = k_cache.shape[2]
     blocks, offsets = cache_slots // block_size, cache_slots % block_size
-    k_cache[blocks, :, offsets] = _rotate(k, cos, sin).to(k_cache.dtype)
-    v_cache[blocks, :, offsets] = v.to(v_cache.dtype)
+    k_cache[blocks, :, offsets] = cached(_rotate(k, cos, sin), k_cache.dtype)
+    v_cache[blocks, :, offsets] = cached(v, v_cache.dtype)
+
+
+SCALE_BYTES = 4
+
+
+def cached(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Heads as a cache of ``dtype`` keeps them: of int8, codes and then the bytes of their float32 scale."""
+    if dtype != torch.int8:
+        return rows.to(dtype)
+    largest = rows.float().abs().amax(-1, keepdim=True)
+    tiny = largest < 1e-30
+    codes = (rows * torch.where(tiny, 0.0, 127 / largest)).round().to(torch.int8)
+    return torch.cat([codes, torch.where(tiny, 0.0, largest / 127).view(torch.int8)], dim=-1)
+
+
+def read(cached: Tensor, wide: torch.dtype) -> Tensor:
+    """The heads that ``cached`` made."""
+    if cached.dtype != torch.int8:
+        return cached.to(wide)
+    scales = cached[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    return cached[..., :-SCALE_BYTES].to(wide) * scales
 
 
 def _gather(cache: Tensor, table: Tensor, length: int) -> Tensor:
@@ -75,8 +96,8 @@ def paged_attention(
         begin, end = starts[row], starts[row + 1]
         if begin == end:
             continue
-        keys = _gather(k_cache, block_tables[row], context).to(wide)
-        values = _gather(v_cache, block_tables[row], context).to(wide)
+        keys = read(_gather(k_cache, block_tables[row], context), wide)
+        values = read(_gather(v_cache, block_tables[row], context), wide)
         # [kv heads, query heads of one kv head, tokens, dim]
         queries = q[begin:end].to(wide).reshape(end - begin, kv_heads, -1, q.shape[2]).permute(1, 2, 0, 3)
         scores = queries @ keys.unsqueeze(1).transpose(-1, -2) * scale

@@ -119,7 +119,7 @@ def test_the_largest_sums_fit(fresh: torch.Generator) -> None:
                 x = torch.full((3, 64), sign)
                 expected = truth(x, groups, None)
                 found = eager.linear(x, pack_quantised(groups, 64))
-                    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("level")

@@ -14,9 +14,9 @@ DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
 
 
-def assert_close(actual: Tensor, truth: Tensor) -> None:
-    """Within the rounding of the result's dtype."""
-    tolerance = TOLERANCE[actual.dtype]
+def assert_close(actual: Tensor, truth: Tensor, tolerance: float = 0.0) -> None:
+    """Within the rounding of the result's dtype, unless a tolerance is given."""
+    tolerance = tolerance or TOLERANCE[actual.dtype]
     torch.testing.assert_close(actual.double(), truth.double(), rtol=tolerance, atol=tolerance)
 
 
@@ -107,6 +107,18 @@ def test_rope_write_kv(
     assert_close(q, truth[0])
     assert_close(k_cache, truth_caches[0])
     assert torch.equal(v_cache, truth_caches[1].to(cache_dtype))
+
+
+@pytest.mark.parametrize("dim", [32, 34, 80])
+def test_an_int8_cache_keeps_codes_and_their_scale(fresh: torch.Generator, dim: int) -> None:
+    q, k, v, cos_sin, positions, *_, slots = rope_case(fresh, dim, dim, torch.float32, 8)
+    v[2] = 0
+    caches = [torch.zeros(7, 2, 8, dim + 4, dtype=torch.int8) for _ in range(4)]
+    reference.rope_write_kv(q.clone(), k.clone(), v, cos_sin, positions, *caches[:2], slots)
+    eager.rope_write_kv(q, k, v, cos_sin, positions, *caches[2:], slots)
+    assert torch.equal(caches[1], caches[3])
+    found, expected = (reference.read(cache, torch.float64) for cache in (caches[2], caches[0]))
+    assert_close(found, expected, 0.02)
 
 
 @pytest.mark.parametrize(("position", "slot"), [(50, 0), (-1, 0), (0, 7 * 16), (0, -1)])

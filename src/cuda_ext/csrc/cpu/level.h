@@ -19,7 +19,8 @@ struct Level {
     void (*linear_quantised)(const QuantisedLinearArgs&, const QuantisedSpan&);
     void (*quantise)(const QuantiseArgs&, int64_t begin, int64_t end);
     int64_t linear_rows;  // at most in a tile
-    void (*paged_attention)(const AttentionArgs&, const AttentionSpan&, const AttentionScratch&);
+    // merges: puts the kept sections of a span together
+    void (*paged_attention)(const AttentionArgs&, const AttentionSpan&, const AttentionScratch&, bool merges);
     Peak (*find_peak)(const float* logits, int64_t count);
     void (*weigh_logits)(const float* logits, int64_t count, float peak, float temperature, float* weights,
                          double* sums);

@@ -10,8 +10,6 @@
 namespace {
 
 constexpr int kGroupVecs = int(kGroup) / kWidth;
-typedef int8_t ByteVec __attribute__((vector_size(kWidth)));
-
 INLINE int32_t max_of_lanes(IntVec v) {
     int32_t lanes[kWidth];
     __builtin_memcpy(lanes, &v, sizeof v);
@@ -30,25 +28,36 @@ INLINE int32_t sum_of_lanes(IntVec v) {
 
 INLINE IntVec larger(IntVec a, IntVec b) { return a > b ? a : b; }
 
+struct CodeScale {
+    float scale, inverse;
+};
+
+// bits: those of the largest magnitude.
+INLINE CodeScale code_scale(int32_t bits) {
+    float largest;
+    __builtin_memcpy(&largest, &bits, sizeof largest);
+    return {largest < 1e-30f ? 0.0f : largest / 127.0f, largest < 1e-30f ? 0.0f : 127.0f / largest};
+}
+
+INLINE IntVec to_codes(Vec x, const CodeScale& scale) {
+    const Vec magic = broadcast(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
+    return (IntVec)(x * broadcast(scale.inverse) + magic) - 0x4b400000;
+}
+
 // x: the group's vectors, zeros beyond the row's end.
 INLINE void quantise_group(const Vec (&x)[kGroupVecs], const QuantisedRow& row, int64_t group) {
     IntVec sizes = {};
     for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, (IntVec)x[i] & 0x7fffffff);
-    const int32_t bits = max_of_lanes(sizes);
-    float largest;
-    __builtin_memcpy(&largest, &bits, sizeof largest);
-    const float scale = largest < 1e-30f ? 0.0f : largest / 127.0f;
-    const Vec inverse = broadcast(largest < 1e-30f ? 0.0f : 127.0f / largest);
-    const Vec magic = broadcast(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
+    const CodeScale scale = code_scale(max_of_lanes(sizes));
     int32_t half_sums[2] = {0, 0};
     for (int i = 0; i < kGroupVecs; i++) {
-        const IntVec code = (IntVec)(x[i] * inverse + magic) - 0x4b400000;
+        const IntVec code = to_codes(x[i], scale);
         const ByteVec bytes = __builtin_convertvector(code, ByteVec);
         __builtin_memcpy(row.codes + group * kGroup + i * kWidth, &bytes, sizeof bytes);
         half_sums[2 * i / kGroupVecs] += sum_of_lanes(code);
     }
-    row.scales[group] = scale;
-    row.scaled_sums[group] = scale * float(half_sums[0] + half_sums[1]);
+    row.scales[group] = scale.scale;
+    row.scaled_sums[group] = scale.scale * float(half_sums[0] + half_sums[1]);
     row.half_sums[2 * group] = half_sums[0];
     row.half_sums[2 * group + 1] = half_sums[1];
 }

@@ -9,7 +9,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1 };
+enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 enum Activation : int64_t { kSilu = 0, kGeluTanh = 1 };
 enum Status : int {
     kOk = 0,
@@ -41,7 +41,8 @@ struct AddRmsNormArgs {
     double eps;
 };
 
-// caches: [blocks, kv_heads, block_size, dim], contiguous
+// caches: [blocks, kv_heads, block_size, dim], contiguous; of int8, each row of dim codes is followed by its scale, a
+// float
 struct RopeWriteKvArgs {
     float* q;
     const float* k;
