@@ -275,9 +275,14 @@ _ENGINE: Final = (
         "quant_policy",
         "keys and values in the cache: 0 plain, 8 int8, 4 int4 (in LMDeploy of 2023, 4 meant int8)",
         _one_of("0", "4", "8"),
-        neutral=("0",),
+        "0",
     ),
-    Flag("kv_cache_dtype", "element type of the cache", metavar="DTYPE", neutral=("auto",)),
+    Flag(
+        "kv_cache_dtype",
+        "element type of the cache: auto (that of the matrices), float32, bfloat16 or int8",
+        _one_of("auto", "float32", "bfloat16", "int8"),
+        "auto",
+    ),
 )
 
 _LIMITS: Final = (

@@ -27,7 +27,7 @@ from shoal.cuda_ext.quantised import (
     pack_quantised,
     quantise_weight,
 )
-from shoal.errors import ModelError
+from shoal.errors import ModelError, StartError
 from shoal.workers.architectures import Layout, choose_layout, expected_shapes, has_no_place
 from shoal.workers.layers import (
     AttentionParameters,
@@ -65,6 +65,11 @@ def load_parameters(
     layout = choose_layout(description.family, frozenset(source.names()))
     shapes = expected_shapes(description, layout)
     _check(source, shapes, layout)
+    if library() is None and quantization in _BITS:
+        raise StartError(
+            f"--quantization {quantization} needs the compiled library, which is not built: install a C++ compiler "
+            "and reinstall, or leave the flag out"
+        )
     reader = _Reader(source, shapes, dtype, "none" if library() is None else quantization, progress)
     parameters = _Loader(reader, description, shard, layout).load()
     progress(len(shapes), len(shapes))

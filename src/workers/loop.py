@@ -7,6 +7,7 @@ import logging
 import time
 from functools import partial
 
+import torch
 from msgspec.structs import replace
 
 from shoal import logs
@@ -16,7 +17,7 @@ from shoal.config import Settings
 from shoal.errors import StartError
 from shoal.messages import Allocate, Broken, GivenUp, GiveUp, Load, Loaded, Loading, Ready, StepPlan, Stop
 from shoal.workers.decoder import Decoder
-from shoal.workers.dtype import resolve_dtype
+from shoal.workers.dtype import resolve_cache_dtype, resolve_dtype
 from shoal.workers.grammar import GrammarThreads, load_grammar_tokens
 from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks
 from shoal.workers.link import SchedulerLink
@@ -143,7 +144,12 @@ class _LoadedModel:
 
     def count_blocks(self, settings: Settings) -> int:
         """Counted once, when the weights were just loaded: survivors of a crew keep their number."""
-        return count_blocks(settings, self.description, self.shard, self.parameters.dtype, self._memory_bytes)
+        return count_blocks(
+            settings, self.description, self.shard, self._cache_dtype(settings), self._memory_bytes
+        )
+
+    def _cache_dtype(self, settings: Settings) -> torch.dtype:
+        return resolve_cache_dtype(settings.kv_cache_dtype, self.parameters.dtype)
 
     def make_runner(
         self, settings: Settings, group: Group, allocate: Allocate, grammars: GrammarThreads | None
@@ -154,7 +160,7 @@ class _LoadedModel:
             self._cache = KVCache(
                 self.description,
                 self.shard,
-                self.parameters.dtype,
+                self._cache_dtype(settings),
                 allocate.num_blocks,
                 settings.cache_block_seq_len,
             )
