@@ -8,6 +8,7 @@ and stay where they are as long as the program lives; rows may be strided, their
 ``rows`` is how many of the buffers' rows take part in a run; without it, all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.cuda_ext.program import Count, Program, Value
 from shoal.cuda_ext.quantised import QuantisedRows, QuantisedWeight
+from shoal.cuda_ext.shared_region import SharedRegion
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -83,13 +85,13 @@ def _require_output(name: str, out: Activations, most: int, columns: int) -> Non
         _require(out.plain.is_contiguous(), f"{name}: out is not contiguous")
 
 
-def set_threads(count: int) -> None:
-    """How many threads the operators use, torch's products included. The compiled operators' results do not
-    depend on it."""
-    torch.set_num_threads(count)
+def set_threads(count: int, cpus: Sequence[int] = ()) -> None:
+    """How many threads the operators use, and the processors that those stay on, one a thread (none: any). The compiled
+    operators' results do not depend on it. Where they do the work, torch gets one thread: two pools would fight."""
     compiled = library()
+    torch.set_num_threads(count if compiled is None else 1)
     if compiled is not None:
-        compiled.set_threads(count)
+        compiled.set_threads(count, cpus)
 
 
 def rms_norm(
@@ -377,6 +379,53 @@ def embed(
 
     sizes: list[Value] = [rows, weight.rows, weight.columns, first_id]
     program.add("embed", [out, ids, weight.storage, *sizes, *kind, scale], twin)
+
+
+def all_reduce(program: Program, x: Tensor, region: SharedRegion, rows: Count | None = None) -> None:
+    """Overwrites x, float32 [rows, columns], contiguous, with the sum of every rank's: rank 0's + rank 1's + …, the
+    same to the bit on every rank. Every rank runs it with the same rows."""
+    most, columns = x.shape
+    rows = _counted(rows, most)
+    _require(x.dtype == torch.float32 and x.is_contiguous(), "all_reduce: x is not contiguous float32")
+
+    def twin() -> None:
+        part = x[: rows.value]
+        part.copy_(reference.all_reduce(region.exchange(part.flatten())).view_as(part))
+
+    program.add("all_reduce", [x, region.memory, region.member, rows, columns], twin)
+
+
+def gather_columns(
+    program: Program,
+    out: Tensor | None,
+    x: Tensor,
+    widths: Tensor,
+    region: SharedRegion,
+    rows: Count | None = None,
+) -> None:
+    """out: float32 [rows, sum of widths], every rank's x side by side; None on a rank that does without.
+
+    x: float32 [rows, this rank's width]; widths: int64, one a rank. Every rank runs it with the same rows and widths.
+    """
+    most, width = x.shape
+    rows = _counted(rows, most)
+    total, widest = int(widths.sum()), int(widths.max())
+    _require(_is_vector(widths, torch.int64, region.ranks), "gather_columns: widths is not int64 [ranks]")
+    _require(int(widths.min()) >= 0 and width == widths[region.rank], "gather_columns: x has another width")
+    _require(x.dtype == torch.float32 and x.is_contiguous(), "gather_columns: x is not contiguous float32")
+    if out is not None:
+        _require(out.dtype == torch.float32 and out.is_contiguous(), "gather_columns: out is not float32 rows")
+        _require(out.shape == (most, total), "gather_columns: out does not fit widths")
+
+    def twin() -> None:
+        padded = torch.zeros(rows.value, widest)
+        padded[:, :width] = x[: rows.value]
+        parts = [part.view_as(padded) for part in region.exchange(padded.flatten())]
+        if out is not None:
+            columns = [part[:, :count] for part, count in zip(parts, widths.tolist(), strict=True)]
+            out[: rows.value] = torch.cat(columns, dim=1)
+
+    program.add("gather_columns", [out, x, widths, region.memory, region.member, rows], twin)
 
 
 def draw(

@@ -66,8 +66,8 @@ class Program:
         last.functions.append(function)
 
     def run(self) -> None:
-        """Raises IndexError where an operator met an index outside of its tensors, MemoryError where it had no memory:
-        the operators after it have not run then."""
+        """Raises IndexError where an operator met an index outside of its tensors, MemoryError where it had no memory,
+        PeerLost where another rank is gone: the operators after it have not run then."""
         for step in self._steps:
             step.run()
 

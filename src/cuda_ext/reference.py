@@ -131,6 +131,14 @@ def embed(ids: Tensor, weight: Tensor, scale: float, first_id: int) -> Tensor:
     return rows.masked_fill(~inside.unsqueeze(1), 0.0)
 
 
+def all_reduce(parts: list[Tensor]) -> Tensor:
+    """One a rank, added in the order of the ranks."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
 def _draw_row(
     logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
 ) -> int:

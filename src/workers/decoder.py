@@ -68,11 +68,12 @@ class Decoder:
         self._head.rows.set(count)
         self._head.hidden[:count] = hidden
         self._head.program.run()
-        return self._group.gather_columns(self._head.logits[:count], self._shard.vocab_widths)
+        gathered = self._head.gathered
+        return None if gathered is None else gathered[:count]
 
 
 class _Head:
-    """The recorded way from hidden states to this rank's columns of the logits."""
+    """The recorded way from hidden states to the logits: this rank's columns, then all of them on rank 0."""
 
     def __init__(self, decoder: Decoder, most: int) -> None:
         description, weight = decoder._description, decoder._parameters.head
@@ -87,6 +88,8 @@ class _Head:
         linear.record(self.program, self.logits, x, self.rows)
         if description.logit_soft_cap:
             self.program.add_function(lambda: self._cap(description.logit_soft_cap))
+        widths = decoder._shard.vocab_widths
+        self.gathered = decoder._group.gather_columns(self.program, self.logits, widths, self.rows)
 
     def _cap(self, cap: float) -> None:
         logits = self.logits[: self.rows.value]
@@ -122,7 +125,7 @@ class _Pass:
         scale, first_id = self._description.embedding_scale, decoder._shard.vocab.start
         ids = self.inputs.token_ids
         ops.embed(self.program, self._residual, ids, parameters.embedding, scale, first_id, self._rows)
-        self._add_up(self._residual)
+        decoder._group.add_up(self.program, self._residual, self._rows)
         hidden = self._inputs_of(layers[0].attention.qkv)
         ops.rms_norm(
             self.program,
@@ -200,7 +203,7 @@ class _Pass:
     def _finish(self, linear: Linear, x: Activations, post_norm: Tensor | None) -> None:
         """What is added to the residual: the ranks' partial sums together, normed where the family does so."""
         linear.record(self.program, self._delta, x, self._rows)
-        self._add_up(self._delta)
+        self._decoder._group.add_up(self.program, self._delta, self._rows)
         if post_norm is not None:
             eps = self._description.norm_eps
             ops.rms_norm(self.program, Activations(self._delta), self._delta, post_norm, eps, self._rows)
@@ -208,11 +211,6 @@ class _Pass:
     def _add_norm(self, out: Activations, weight: Tensor) -> None:
         eps = self._description.norm_eps
         ops.add_rms_norm(self.program, out, self._residual, self._delta, weight, eps, self._rows)
-
-    def _add_up(self, partial: Tensor) -> None:
-        group, rows = self._decoder._group, self._rows
-        if self._decoder._shard.tp > 1:
-            self.program.add_function(lambda: group.add_up(partial[: rows.value]))
 
     def _inputs_of(self, linear: Linear) -> Activations:
         """The buffers for what ``linear`` reads."""

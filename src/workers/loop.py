@@ -14,6 +14,7 @@ from shoal import logs
 from shoal.checkpoint import describe, locate_model, with_rope_scaling
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Settings
+from shoal.cuda_ext.binding import PeerLost
 from shoal.errors import StartError
 from shoal.messages import Allocate, Broken, GivenUp, GiveUp, Load, Loaded, Loading, Ready, StepPlan, Stop
 from shoal.workers.decoder import Decoder
@@ -23,7 +24,7 @@ from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks
 from shoal.workers.link import SchedulerLink
 from shoal.workers.load import Parameters, load_parameters
 from shoal.workers.memory import return_freed_memory
-from shoal.workers.parallel import Group, PeerLost, Shard, form_group, split
+from shoal.workers.parallel import Group, Shard, form_group, split
 from shoal.workers.runner import Runner, warm_up
 from shoal.workers.slots import PlanInvalid, SlotTable
 from shoal.workers.weights.source import open_source

@@ -76,7 +76,8 @@ EXPORT int shoal_use_level(const char* name) {
     return 0;
 }
 
-EXPORT void shoal_set_threads(int count) { set_threads(count); }
+// cpus: ``count`` processors that the threads stay on, or null.
+EXPORT void shoal_set_threads(int count, const int* cpus) { set_threads(count, cpus); }
 
 // Runs the calls in order. Returns 0, or where one fails its status + 256 · its index: those after it did not run.
 EXPORT int shoal_run(const Call* calls, int64_t count) {

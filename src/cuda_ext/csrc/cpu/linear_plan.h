@@ -18,6 +18,8 @@ struct LinearSpan {
     int64_t first_tile, last_tile, first_panel, last_panel;
 };
 
+constexpr int64_t kMostFactors = 1 << 15;  // rows × groups of a span
+
 // The same for linear_quantised.
 struct QuantisedSpan {
     int64_t first_row, last_row, first_panel, last_panel;

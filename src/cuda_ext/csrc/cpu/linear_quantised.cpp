@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int64_t kRowsAnItem = 64;            // whose codes stay in the second-level cache
+constexpr int64_t kMostRowsAnItem = 64;        // whose codes stay in the second-level cache
 constexpr int64_t kProductsAnItem = 1 << 18;   // below, handing it out costs more than it saves
 constexpr int64_t kItemsAThread = 4;           // so that a thread that is held up has less to do
 
@@ -49,7 +49,11 @@ EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
     const QuantisedLinearArgs& a = *args;
     if (a.rows == 0 || a.outputs == 0) return kOk;
     const int64_t panels = (a.outputs + kPanel - 1) / kPanel;
-    const int64_t blocks = (a.rows + kRowsAnItem - 1) / kRowsAnItem, pieces = pieces_of(a, panels, blocks);
+    const int64_t groups = WeightFormat{a.bits, a.group, false}.groups(a.inputs);
+    if (groups > kMostFactors) return kNoMemory;
+    const int64_t fitting = kMostFactors / at_least_one(groups);
+    const int64_t rows = fitting < kMostRowsAnItem ? fitting : kMostRowsAnItem;
+    const int64_t blocks = (a.rows + rows - 1) / rows, pieces = pieces_of(a, panels, blocks);
     parallel_items(blocks * pieces, true, [&](int64_t item, int) {
         const int64_t piece = item / blocks, block = item % blocks;
         current_level().linear_quantised(a, {cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),

@@ -104,6 +104,37 @@ struct WideDot {
 #endif
 };
 
+// --- what a tile's rows bring besides their codes ---
+
+// For each block of inputs the rows' scales, scale · sum, and sums of codes, side by side: one tile after the other.
+struct Factors {
+    float* scales;
+    float* scaled_sums;
+    int32_t* sums;
+};
+
+struct FactorMemory {
+    float scales[kMostFactors], scaled_sums[kMostFactors];
+    int32_t sums[kMostFactors];
+};
+
+// The factors of ``count`` rows from ``first`` on, with blocks of Group inputs.
+template <int Group>
+INLINE Factors lay_factors(const QuantisedLinearArgs& a, int64_t first, int64_t count, const Factors& into) {
+    const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
+    for (int64_t r = 0; r < count; r++) {
+        const QuantisedRow row = QuantisedRow::at(a.x, first + r, a.inputs);
+        for (int64_t group = 0; group < groups; group++) {
+            const int64_t at = group * count + r, x_group = group * Group / kGroup;
+            const int32_t* half_sums = row.half_sums + group * Group / 16;
+            into.scales[at] = row.scales[x_group];
+            into.sums[at] = Group == 16 ? half_sums[0] : half_sums[0] + half_sums[1];
+            into.scaled_sums[at] = Group == 16 ? row.scales[x_group] * float(half_sums[0]) : row.scaled_sums[x_group];
+        }
+    }
+    return into;
+}
+
 // --- a tile: some rows against one panel ---
 
 template <int Bits, int Group>
@@ -112,8 +143,8 @@ struct QuantisedBlock {
 
     // The sums of products of one block with Rows rows, for the panel's vec-th vector of outputs.
     template <int Rows>
-    static INLINE void products(const uint8_t* block, const QuantisedRow* rows, int64_t group, int vec,
-                                int zero, IntVec (&sums)[Rows]) {
+    static INLINE void products(const uint8_t* block, const int8_t* codes, int64_t row_bytes, const int32_t* x_sums,
+                                int vec, int zero, IntVec (&sums)[Rows]) {
         const uint8_t* line = block + vec * kWidth * 4;
         if constexpr (Bits == 4) {
             SmallDot dots[Rows];
@@ -123,63 +154,60 @@ struct QuantisedBlock {
                 const IntVec low = both & 0x0f0f0f0f, high = both >> 4 & 0x0f0f0f0f;
 #pragma GCC unroll 12
                 for (int r = 0; r < Rows; r++) {
-                    const int8_t* x = rows[r].codes + group * Group + 4 * i;
+                    const int8_t* x = codes + r * row_bytes + 4 * i;
                     dots[r].add(low, four_codes(x));
                     dots[r].add(high, four_codes(x + 16));
                 }
             }
 #pragma GCC unroll 12
-            for (int r = 0; r < Rows; r++)
-                sums[r] = dots[r].total() - zero * (rows[r].half_sums[2 * group] + rows[r].half_sums[2 * group + 1]);
+            for (int r = 0; r < Rows; r++) sums[r] = zero ? dots[r].total() - zero * x_sums[r] : dots[r].total();
         } else {
             WideDot dots[Rows];
 #pragma GCC unroll 8
             for (int i = 0; i < kLines; i++) {
                 const IntVec w = load_line(line + i * kLine);
 #pragma GCC unroll 12
-                for (int r = 0; r < Rows; r++) dots[r].add(w, four_codes(rows[r].codes + group * Group + 4 * i));
+                for (int r = 0; r < Rows; r++) dots[r].add(w, four_codes(codes + r * row_bytes + 4 * i));
             }
 #pragma GCC unroll 12
-            for (int r = 0; r < Rows; r++) {
-                const int32_t* half_sums = rows[r].half_sums + group * Group / 16;
-                sums[r] = dots[r].total(Group == 16 ? half_sums[0] : half_sums[0] + half_sums[1]);
-            }
+            for (int r = 0; r < Rows; r++) sums[r] = dots[r].total(x_sums[r]);
         }
     }
 
     template <int Rows>
-    static INLINE void add_block(const uint8_t* block, const QuantisedRow* rows, int64_t group,
+    static INLINE void add_block(const uint8_t* block, const int8_t* codes, int64_t row_bytes, const Factors& x,
                                  const WeightFormat& format, Vec (&sums)[Rows][kPanelVecs]) {
         const uint8_t* scales = block + kLines * kLine;
-        const int64_t x_group = group * Group / kGroup;
 #pragma GCC unroll 4
         for (int v = 0; v < kPanelVecs; v++) {
             IntVec products_of[Rows];
-            products<Rows>(block, rows, group, v, format.zero(), products_of);
+            products<Rows>(block, codes, row_bytes, x.sums, v, format.zero(), products_of);
             const Vec scale = load_half_precision(scales + v * kWidth * 2);
 #pragma GCC unroll 12
             for (int r = 0; r < Rows; r++)
-                sums[r][v] = fused(__builtin_convertvector(products_of[r], Vec), scale * rows[r].scales[x_group], sums[r][v]);
+                sums[r][v] = fused(__builtin_convertvector(products_of[r], Vec), scale * x.scales[r], sums[r][v]);
             if (format.has_offset) {
                 const Vec offset = load_half_precision(scales + 32 + v * kWidth * 2);
 #pragma GCC unroll 12
-                for (int r = 0; r < Rows; r++) {
-                    const float x_sum = Group == 32 ? rows[r].scaled_sums[x_group]
-                                                    : rows[r].scales[x_group] * float(rows[r].half_sums[group]);
-                    sums[r][v] = fused(offset, broadcast(x_sum), sums[r][v]);
-                }
+                for (int r = 0; r < Rows; r++) sums[r][v] = fused(offset, broadcast(x.scaled_sums[r]), sums[r][v]);
             }
         }
     }
 
     template <int Rows>
-    static INLINE void tile(const QuantisedLinearArgs& a, const QuantisedRow* rows, int64_t row, int64_t panel) {
+    static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, Factors x, int64_t row, int64_t panel) {
         const WeightFormat format{Bits, Group, a.has_offset != 0};
         const int64_t groups = format.groups(a.inputs), bytes = format.block_bytes();
+        const int64_t row_bytes = QuantisedRow::bytes(a.inputs);
         const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * groups * bytes;
+        const int8_t* codes = QuantisedRow::at(a.x, row, a.inputs).codes;
         Vec sums[Rows][kPanelVecs] = {};
-        for (int64_t group = 0; group < groups; group++, block += bytes)
-            add_block<Rows>(block, rows, group, format, sums);
+        for (int64_t group = 0; group < groups; group++) {
+            add_block<Rows>(block, codes, row_bytes, x, format, sums);
+            block += bytes;
+            codes += Group;
+            x = {x.scales + Rows, x.scaled_sums + Rows, x.sums + Rows};
+        }
 #pragma GCC unroll 12
         for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
@@ -193,25 +221,39 @@ struct QuantisedBlock {
 
     // The number of rows becomes a constant.
     template <int Rows>
-    static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const QuantisedRow* rows, int64_t row,
-                        int64_t panel) {
+    static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const Factors& x, int64_t row,
+                               int64_t panel) {
         if constexpr (Rows > 1)
-            if (count < Rows) return tile_of<Rows - 1>(count, a, rows, row, panel);
-        tile<Rows>(a, rows, row, panel);
+            if (count < Rows) return tile_of<Rows - 1>(count, a, x, row, panel);
+        tile<Rows>(a, x, row, panel);
     }
 };
 
 constexpr int kTileRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
 
+INLINE FactorMemory& factor_memory() {
+    static thread_local FactorMemory memory;
+    return memory;
+}
+
 template <int Bits, int Group>
 void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     const int64_t count = span.last_row - span.first_row, tiles = (count + kTileRows - 1) / kTileRows;
+    const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
+    FactorMemory& memory = factor_memory();
+    const auto factors_of = [&](int64_t row) {
+        const int64_t at = row * groups;
+        return Factors{memory.scales + at, memory.scaled_sums + at, memory.sums + at};
+    };
+    const auto first_of = [&](int64_t tile) { return count * tile / tiles; };
+    for (int64_t tile = 0; tile < tiles; tile++)
+        lay_factors<Group>(a, span.first_row + first_of(tile), first_of(tile + 1) - first_of(tile),
+                           factors_of(first_of(tile)));
     for (int64_t panel = span.first_panel; panel < span.last_panel; panel++)
         for (int64_t tile = 0; tile < tiles; tile++) {
-            const int64_t first = span.first_row + count * tile / tiles, last = span.first_row + count * (tile + 1) / tiles;
-            QuantisedRow rows[kTileRows];
-            for (int64_t r = first; r < last; r++) rows[r - first] = QuantisedRow::at(a.x, r, a.inputs);
-            QuantisedBlock<Bits, Group>::template tile_of<kTileRows>(last - first, a, rows, first, panel);
+            const int64_t first = first_of(tile), rows = first_of(tile + 1) - first;
+            QuantisedBlock<Bits, Group>::template tile_of<kTileRows>(rows, a, factors_of(first), span.first_row + first,
+                                                                     panel);
         }
 }
 

@@ -51,10 +51,10 @@ INLINE void quantise_group(const Vec (&x)[kGroupVecs], const QuantisedRow& row, 
     const CodeScale scale = code_scale(max_of_lanes(sizes));
     int32_t half_sums[2] = {0, 0};
     for (int i = 0; i < kGroupVecs; i++) {
-        const IntVec code = to_codes(x[i], scale);
-        const ByteVec bytes = __builtin_convertvector(code, ByteVec);
+        const ByteVec bytes = __builtin_convertvector(to_codes(x[i], scale), ByteVec);
         __builtin_memcpy(row.codes + group * kGroup + i * kWidth, &bytes, sizeof bytes);
-        half_sums[2 * i / kGroupVecs] += sum_of_lanes(code);
+        // Of the bytes, which are in bounds in a group that is not finite too.
+        half_sums[2 * i / kGroupVecs] += sum_of_lanes(__builtin_convertvector(bytes, IntVec));
     }
     row.scales[group] = scale.scale;
     row.scaled_sums[group] = scale.scale * float(half_sums[0] + half_sums[1]);

@@ -18,6 +18,7 @@ enum Status : int {
     kBlockOutside = 3,
     kNoMemory = 4,
     kContextTooShort = 5,
+    kPeerLost = 6,
 };
 
 // x: [outer, inner, dim] → out: contiguous, or quantised rows of dim, or both; the other is null
@@ -128,6 +129,33 @@ struct EmbedArgs {
     const void* panels;
     int64_t tokens, rows, dim, first_id, dtype, bits, group, has_offset;
     double scale;
+};
+
+constexpr int64_t kMostRanks = 64;
+
+// A rank among those that share a region.
+struct RegionMember {
+    int64_t rank, ranks, chunk;  // chunk: floats that a rank puts into the region at once
+    int64_t exits[kMostRanks];   // pidfds of the ranks' processes, or -1
+};
+
+// x: [rows, columns], contiguous; becomes the sum of every rank's. member: a RegionMember
+struct AllReduceArgs {
+    float* x;
+    void* region;
+    const void* member;
+    int64_t rows, columns;
+};
+
+// x: [rows, the rank's width], contiguous → out: [rows, sum of widths], contiguous, or null where a rank needs it not.
+// widths: one a rank; member: a RegionMember
+struct GatherColumnsArgs {
+    float* out;
+    const float* x;
+    const int64_t* widths;
+    void* region;
+    const void* member;
+    int64_t rows;
 };
 
 // One operator's function and its struct; shoal_run runs many.
