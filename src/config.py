@@ -10,6 +10,9 @@ from typing import Final, Literal
 import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
+Quantization = Literal["auto", "none", "w8", "w4"]
+"""auto: integers where the file has them."""
 Scope = Literal["inference", "metrics", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = ("inference", "metrics", "admin")
 
@@ -48,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     session_len: int = 0
     """0: what the model declares."""
     dtype: Dtype = "auto"
+    quantization: Quantization = "auto"
+    kv_cache_dtype: CacheDtype = "auto"
     threads: int = 0
     """Compute threads of all ranks together; 0: one a core."""
     cache_max_entry_count: float = 0.8

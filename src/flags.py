@@ -235,7 +235,10 @@ _MODEL: Final = (
     ),
     Flag("adapters", "LoRA adapters", metavar="PATH", many=True, neutral=()),
     Flag(
-        "quantization", "w8 or w4 quantises the weights at load", _one_of("none", "w8", "w4"), neutral=("none",)
+        "quantization",
+        "weights as integers: auto (where the file has them so), none, w8 or w4 (quantised at load)",
+        _one_of("auto", "none", "w8", "w4"),
+        "auto",
     ),
     Flag("revision", "revision of a model on the hub", metavar="NAME", neutral=()),
     Flag("download_dir", "where models from the hub are kept", metavar="FOLDER", neutral=()),
@@ -272,9 +275,14 @@ _ENGINE: Final = (
         "quant_policy",
         "keys and values in the cache: 0 plain, 8 int8, 4 int4 (in LMDeploy of 2023, 4 meant int8)",
         _one_of("0", "4", "8"),
-        neutral=("0",),
+        "0",
     ),
-    Flag("kv_cache_dtype", "element type of the cache", metavar="DTYPE", neutral=("auto",)),
+    Flag(
+        "kv_cache_dtype",
+        "element type of the cache: auto (that of the matrices), float32, bfloat16 or int8",
+        _one_of("auto", "float32", "bfloat16", "int8"),
+        "auto",
+    ),
 )
 
 _LIMITS: Final = (

@@ -13,7 +13,7 @@ import msgspec
 
 from shoal import access, checkpoint, command_line, process
 from shoal.checkpoint.description import ModelDescription
-from shoal.config import Settings
+from shoal.config import CacheDtype, Settings
 from shoal.errors import FlagError
 
 
@@ -50,6 +50,8 @@ def prepare(argv: Sequence[str]) -> Launch:
         instance_num=values["instance_num"],
         session_len=_session_len(values["session_len"], description),
         dtype=values["dtype"],
+        quantization=values["quantization"],
+        kv_cache_dtype=_cache_dtype(values["quant_policy"], values["kv_cache_dtype"]),
         threads=values["threads"] or process.available_cores(),
         cache_max_entry_count=values["cache_max_entry_count"],
         cache_block_seq_len=values["cache_block_seq_len"],
@@ -108,6 +110,15 @@ def _refuse(values: dict[str, Any]) -> None:
         raise FlagError("--dtype float16: not available yet; take auto, bfloat16 or float32")
     if values["model_format"] in {"awq", "gptq"}:
         raise FlagError(f"--model_format {values['model_format']}: not available yet")
+
+
+def _cache_dtype(quant_policy: str, wanted: CacheDtype) -> CacheDtype:
+    """LMDeploy's flag and vLLM's for the same thing."""
+    if quant_policy == "4":
+        raise FlagError("--quant_policy 4: not available yet; 8 keeps keys and values as int8")
+    if quant_policy == "8" and wanted not in ("auto", "int8"):
+        raise FlagError(f"--quant_policy 8 is --kv_cache_dtype int8, not {wanted}: leave one of them out")
+    return "int8" if quant_policy == "8" else wanted
 
 
 def _check_format(wanted: str | None, location: checkpoint.ModelLocation) -> None:

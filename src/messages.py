@@ -419,7 +419,7 @@ class Allocate(Message, frozen=True):
     crew_epoch: int
     num_blocks: int
     rendezvous: str
-    """Path of a file that does not exist yet, new for each crew epoch (a gloo file store)."""
+    """Path of a file that does not exist yet, new for each crew epoch (a file store of torch's)."""
 
 
 class StepPlan(Message, frozen=True):

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from shoal.checkpoint import describe, locate_model
 from shoal.checkpoint.description import ModelDescription
+from shoal.config import Quantization
+from shoal.cuda_ext.quantised import QuantisedGroups
 from shoal.workers.architectures import choose_layout, expected_shapes
 from shoal.workers.decoder import Decoder
 from shoal.workers.inputs import StepInputs
@@ -56,7 +58,8 @@ class Driver:
     def step(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor | None:
         """Computes ``count`` more tokens of each sequence; logits of all of them on rank 0."""
         with torch.inference_mode():
-            return self._decoder.logits(self.states(rows))
+            logits = self._decoder.logits(self.states(rows))
+            return None if logits is None else logits.clone()
 
     def states(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor:
         """The same, but their hidden states."""
@@ -121,6 +124,14 @@ class MemorySource:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
 
+    def format_of(self, name: str, columns: slice | None = None) -> None:
+        """Floats."""
+
+    def read_groups(
+        self, name: str, rows: slice | None = None, columns: slice | None = None
+    ) -> QuantisedGroups:
+        raise AssertionError(name)
+
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
         part = self.tensors[name][rows or slice(None)]
         if columns is not None:
@@ -153,11 +164,12 @@ def load_whole(
     return load_parameters(source, description, shard, dtype, lambda done, total: None)
 
 
-def load_file_or_folder(path: Path) -> tuple[ModelDescription, Parameters]:
+def load_file_or_folder(path: Path, quantization: Quantization = "none") -> tuple[ModelDescription, Parameters]:
+    """As floats, unless told otherwise: what references compute with."""
     location = locate_model(str(path))
     description = describe(location)
     shard = split(description, 1, 0)
     parameters = load_parameters(
-        open_source(location), description, shard, torch.float32, lambda done, total: None
+        open_source(location), description, shard, torch.float32, lambda done, total: None, quantization
     )
     return description, parameters

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shoal.cuda_ext.binding import library
+from shoal.cuda_ext.program import Program
 
 PANEL = 16
 """Rows that lie side by side."""
@@ -53,20 +54,25 @@ class PackedWeight:
         if last_row % PANEL and last_row != self.rows:
             raise ValueError(f"rows {first_row} to {last_row} end inside of a panel")
         matrix = matrix.to(self.dtype)
-        compiled = library()
-        if self.is_plain or compiled is None:
+        if self.is_plain or library() is None:
             self.storage[first_row:last_row] = matrix
             return
         words = self.storage.shape[1]
         padded = functional.pad(matrix, (0, words * self.storage.shape[3] - self.columns)).contiguous()
         into = self.storage[first_row // PANEL :]
-        compiled.pack_weight(into.data_ptr(), padded.data_ptr(), len(matrix), words, words)
+        program = Program()
+        program.add("pack_weight", [into, padded, len(matrix), words, words], _no_twin)
+        program.run()
 
     def unpack(self) -> Tensor:
         """The plain matrix, for the torch twins and for tests."""
         if self.is_plain:
             return self.storage
         return self.storage.transpose(1, 2).flatten(2).flatten(0, 1)[: self.rows, : self.columns]
+
+
+def _no_twin() -> None:
+    raise NotImplementedError("without the library weights are plain")
 
 
 def pack_weight(matrix: Tensor) -> PackedWeight:

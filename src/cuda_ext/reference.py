@@ -45,8 +45,29 @@ def rope_write_kv(
     q.copy_(_rotate(q, cos, sin))
     block_size = k_cache.shape[2]
     blocks, offsets = cache_slots // block_size, cache_slots % block_size
-    k_cache[blocks, :, offsets] = _rotate(k, cos, sin).to(k_cache.dtype)
-    v_cache[blocks, :, offsets] = v.to(v_cache.dtype)
+    k_cache[blocks, :, offsets] = cached(_rotate(k, cos, sin), k_cache.dtype)
+    v_cache[blocks, :, offsets] = cached(v, v_cache.dtype)
+
+
+SCALE_BYTES = 4
+
+
+def cached(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Heads as a cache of ``dtype`` keeps them: of int8, codes and then the bytes of their float32 scale."""
+    if dtype != torch.int8:
+        return rows.to(dtype)
+    largest = rows.float().abs().amax(-1, keepdim=True)
+    tiny = largest < 1e-30
+    codes = (rows * torch.where(tiny, 0.0, 127 / largest)).round().to(torch.int8)
+    return torch.cat([codes, torch.where(tiny, 0.0, largest / 127).view(torch.int8)], dim=-1)
+
+
+def read(cached: Tensor, wide: torch.dtype) -> Tensor:
+    """The heads that ``cached`` made."""
+    if cached.dtype != torch.int8:
+        return cached.to(wide)
+    scales = cached[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    return cached[..., :-SCALE_BYTES].to(wide) * scales
 
 
 def _gather(cache: Tensor, table: Tensor, length: int) -> Tensor:
@@ -75,8 +96,8 @@ def paged_attention(
         begin, end = starts[row], starts[row + 1]
         if begin == end:
             continue
-        keys = _gather(k_cache, block_tables[row], context).to(wide)
-        values = _gather(v_cache, block_tables[row], context).to(wide)
+        keys = read(_gather(k_cache, block_tables[row], context), wide)
+        values = read(_gather(v_cache, block_tables[row], context), wide)
         # [kv heads, query heads of one kv head, tokens, dim]
         queries = q[begin:end].to(wide).reshape(end - begin, kv_heads, -1, q.shape[2]).permute(1, 2, 0, 3)
         scores = queries @ keys.unsqueeze(1).transpose(-1, -2) * scale
@@ -108,6 +129,14 @@ def embed(ids: Tensor, weight: Tensor, scale: float, first_id: int) -> Tensor:
     inside = (local >= 0) & (local < weight.shape[0])
     rows = weight[torch.where(inside, local, 0)].to(_accumulation(weight)) * scale
     return rows.masked_fill(~inside.unsqueeze(1), 0.0)
+
+
+def all_reduce(parts: list[Tensor]) -> Tensor:
+    """One a rank, added in the order of the ranks."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 def _draw_row(
@@ -144,3 +173,18 @@ def draw(
     columns = (temperature, top_k, top_p, min_p, uniform)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return torch.tensor([_draw_row(logits[i], *row) for i, row in enumerate(rows)], dtype=torch.int64)
+
+
+def quantise(x: Tensor, row_bytes: int) -> Tensor:
+    """uint8 [rows, row_bytes]: a row's codes, its scales, scale · sum of each group's codes, sums of 16 codes."""
+    rows, columns = x.shape
+    groups = functional.pad(x.float(), (0, -columns % 32)).view(rows, -1, 32)
+    largest = groups.abs().amax(2)
+    tiny = largest < 1e-30
+    scales = torch.where(tiny, 0.0, largest / 127)
+    codes = (groups * torch.where(tiny, 0.0, 127 / largest).unsqueeze(2)).round()
+    half_sums = codes.view(rows, -1, 16).sum(2).to(torch.int32)
+    scaled_sums = scales * codes.sum(2)
+    parts = (codes.to(torch.int8).flatten(1), scales, scaled_sums, half_sums)
+    laid = torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)
+    return functional.pad(laid, (0, row_bytes - laid.shape[1]))

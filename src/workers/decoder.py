@@ -1,19 +1,28 @@
 """The one decoder: every family's forward pass, driven by its ``ModelDescription``. Called by ``runner``.
 
-Activations are float32 throughout; only weights and the cache may be narrower. Keys and values are always read back
-from the cache, also those of the tokens being computed, so chunking changes nothing.
+The pass is recorded once, as two ``Program``s over fixed buffers: from token ids to hidden states, and from hidden
+states to logits. A step fills the inputs and runs them. Activations are float32, or quantised where the next weight
+is; keys and values are always read back from the cache, also those of the tokens being computed, so chunking changes
+nothing.
 """
+
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription, Rope
 from shoal.cuda_ext import ops
-from shoal.workers.inputs import StepInputs
+from shoal.cuda_ext.ops import Activations
+from shoal.cuda_ext.program import Count, Program
+from shoal.cuda_ext.quantised import QuantisedRows
+from shoal.workers.inputs import StepBuffers, StepInputs
 from shoal.workers.kv_cache import KVCache
-from shoal.workers.layers import AttentionParameters, FeedForwardParameters, Parameters
+from shoal.workers.layers import AttentionParameters, FeedForwardParameters, Linear, Parameters
 from shoal.workers.parallel import Group, Shard
 from shoal.workers.rope import cos_sin_table
+
+_FEWEST_STATES: Final = 8
 
 
 class Decoder:
@@ -34,6 +43,8 @@ class Decoder:
         self._cache = cache
         self._group = group
         self._tables = _rope_tables(description, session_len)
+        self._pass: _Pass | None = None
+        self._head: _Head | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -41,41 +52,112 @@ class Decoder:
         return self._description.vocab_size
 
     def hidden(self, inputs: StepInputs) -> Tensor:
-        """float32 [T, hidden], after the final norm, on every rank."""
-        layers = self._parameters.layers
-        residual = self._embed(inputs.token_ids)
-        hidden = self._norm(residual, layers[0].attention.norm)
-        next_norms = [layer.attention.norm for layer in layers[1:]] + [self._parameters.final_norm]
-        for index, (layer, next_norm) in enumerate(zip(layers, next_norms, strict=True)):
-            delta = self._attend(hidden, layer.attention, index, inputs)
-            hidden = self._add_norm(residual, delta, layer.ffn.norm)
-            delta = self._feed_forward(hidden, layer.ffn)
-            hidden = self._add_norm(residual, delta, next_norm)
-        return hidden
+        """float32 [T, hidden], after the final norm, on every rank; overwritten by the next step."""
+        if self._pass is None or not self._pass.inputs.holds(inputs):
+            before = self._pass.inputs if self._pass else None
+            self._pass = _Pass(self, StepBuffers.for_step(inputs, before))
+        self._pass.inputs.load(inputs)
+        self._pass.program.run()
+        return self._pass.final[: len(inputs.token_ids)]
 
     def logits(self, hidden: Tensor) -> Tensor | None:
-        """float32 [S, vocabulary] of S hidden states on rank 0, None on the others."""
-        logits = ops.linear(hidden, self._parameters.head)
-        cap = self._description.logit_soft_cap
-        if cap:
-            logits = torch.tanh(logits / cap) * cap
-        return self._group.gather_columns(logits, self._shard.vocab_widths)
+        """float32 [S, vocabulary] of S hidden states on rank 0, None on the others; overwritten by the next call."""
+        count = len(hidden)
+        if self._head is None or count > self._head.rows.most:
+            self._head = _Head(self, max(count, _FEWEST_STATES))
+        self._head.rows.set(count)
+        self._head.hidden[:count] = hidden
+        self._head.program.run()
+        gathered = self._head.gathered
+        return None if gathered is None else gathered[:count]
 
-    def _embed(self, token_ids: Tensor) -> Tensor:
-        """float32 [T, hidden]."""
-        first_id = self._shard.vocab.start
-        rows = ops.embed(token_ids, self._parameters.embedding, self._description.embedding_scale, first_id)
-        return self._group.add_up(rows)
 
-    def _attend(
-        self, hidden: Tensor, parameters: AttentionParameters, layer: int, inputs: StepInputs
-    ) -> Tensor:
-        description = self._description
+class _Head:
+    """The recorded way from hidden states to the logits: this rank's columns, then all of them on rank 0."""
+
+    def __init__(self, decoder: Decoder, most: int) -> None:
+        description, weight = decoder._description, decoder._parameters.head
+        self.rows = Count(most)
+        self.hidden = _zeros(most, description.hidden_size)
+        self.logits = _zeros(most, weight.rows)
+        self.program = Program()
+        linear = Linear((weight,))
+        x = Activations(self.hidden, _quantised(most, description.hidden_size, linear))
+        if x.quantised is not None:
+            ops.quantise(self.program, x.quantised, self.hidden, self.rows)
+        linear.record(self.program, self.logits, x, self.rows)
+        if description.logit_soft_cap:
+            self.program.add_function(lambda: self._cap(description.logit_soft_cap))
+        widths = decoder._shard.vocab_widths
+        self.gathered = decoder._group.gather_columns(self.program, self.logits, widths, self.rows)
+
+    def _cap(self, cap: float) -> None:
+        logits = self.logits[: self.rows.value]
+        torch.tanh(logits.div_(cap), out=logits)
+        logits.mul_(cap)
+
+
+class _Pass:
+    """The recorded way from token ids to hidden states, and the buffers that it goes through: one layer after the
+    other uses the same ones."""
+
+    def __init__(self, decoder: Decoder, inputs: StepBuffers) -> None:
+        self.inputs = inputs
+        self.program = Program()
+        self._decoder = decoder
+        self._description = decoder._description
+        self._rows = inputs.tokens
+        most, width = inputs.tokens.most, self._description.hidden_size
+        shard, dim = decoder._shard, self._description.head_dim
+        self._residual, self._delta = _zeros(most, width), _zeros(most, width)
+        self._heads = _zeros(most, len(shard.q_heads) + 2 * len(shard.kv_heads), dim)
+        self._mixed = _zeros(most, len(shard.q_heads), dim)
+        self._gate_up = _zeros(most, 2 * len(shard.ffn))
+        self._normed_q = _zeros(most, len(shard.q_heads), dim)
+        self._normed_k = _zeros(most, len(shard.kv_heads), dim)
+        self._activations: dict[tuple[int, bool, bool], Activations] = {}
+        self.final = _zeros(most, width)
+        self._record()
+
+    def _record(self) -> None:
+        decoder, parameters = self._decoder, self._decoder._parameters
+        layers = parameters.layers
+        scale, first_id = self._description.embedding_scale, decoder._shard.vocab.start
+        ids = self.inputs.token_ids
+        ops.embed(self.program, self._residual, ids, parameters.embedding, scale, first_id, self._rows)
+        decoder._group.add_up(self.program, self._residual, self._rows)
+        hidden = self._inputs_of(layers[0].attention.qkv)
+        ops.rms_norm(
+            self.program,
+            hidden,
+            self._residual,
+            layers[0].attention.norm,
+            self._description.norm_eps,
+            self._rows,
+        )
+        for index, layer in enumerate(layers):
+            self._attend(hidden, layer.attention, index)
+            hidden = self._inputs_of(layer.ffn.gate_up)
+            self._add_norm(hidden, layer.ffn.norm)
+            self._feed_forward(hidden, layer.ffn)
+            if index + 1 < len(layers):
+                following = layers[index + 1].attention
+                hidden = self._inputs_of(following.qkv)
+                self._add_norm(hidden, following.norm)
+        self._add_norm(Activations(self.final), parameters.final_norm)
+
+    def _attend(self, hidden: Activations, parameters: AttentionParameters, layer: int) -> None:
+        decoder, description, inputs = self._decoder, self._description, self.inputs
         window = description.layer_windows[layer]
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys, values = decoder._cache.keys[layer], decoder._cache.values[layer]
         q, k, v = self._project_heads(hidden, parameters)
-        ops.rope_write_kv(q, k, v, self._rope_table(window), inputs.positions, keys, values, inputs.cache_slots)
-        mixed = ops.paged_attention(
+        ops.rope_write_kv(
+            self.program, q, k, v, self._rope_table(window), inputs.positions, keys, values, inputs.cache_slots,
+            self._rows,
+        )  # fmt: skip
+        ops.paged_attention(
+            self.program,
+            self._mixed,
             q,
             keys,
             values,
@@ -85,41 +167,73 @@ class Decoder:
             description.attention_scale,
             window,
             description.attention_soft_cap,
+            self._rows,
+            inputs.sequences,
         )
-        return self._finish(parameters.output(mixed.flatten(1)), parameters.post_norm)
+        mixed = self._mixed.flatten(1)
+        quantised = self._inputs_of(parameters.output).quantised
+        if quantised is not None:
+            ops.quantise(self.program, quantised, mixed, self._rows)
+        self._finish(parameters.output, Activations(mixed, quantised), parameters.post_norm)
 
-    def _project_heads(self, hidden: Tensor, parameters: AttentionParameters) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_heads(
+        self, hidden: Activations, parameters: AttentionParameters
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """q: [T, query heads, dim]; k, v: [T, KV heads, dim]; views of one matrix unless q and k are normed."""
-        num_q, num_kv = len(self._shard.q_heads), len(self._shard.kv_heads)
-        num_heads = num_q + 2 * num_kv
-        heads = parameters.qkv(hidden).view(len(hidden), num_heads, self._description.head_dim)
-        q, k, v = heads[:, :num_q], heads[:, num_q:-num_kv], heads[:, -num_kv:]
+        num_q, num_kv = self._mixed.shape[1], self._normed_k.shape[1]
+        parameters.qkv.record(self.program, self._heads.flatten(1), hidden, self._rows)
+        q, k, v = torch.split(self._heads, [num_q, num_kv, num_kv], dim=1)
         if parameters.q_norm is not None:
-            q = ops.rms_norm(q, parameters.q_norm, self._description.norm_eps)
+            q = self._norm_heads(self._normed_q, q, parameters.q_norm)
         if parameters.k_norm is not None:
-            k = ops.rms_norm(k, parameters.k_norm, self._description.norm_eps)
+            k = self._norm_heads(self._normed_k, k, parameters.k_norm)
         return q, k, v
 
-    def _feed_forward(self, hidden: Tensor, parameters: FeedForwardParameters) -> Tensor:
-        gated = ops.gated_activation(parameters.gate_up(hidden), self._description.activation)
-        return self._finish(parameters.down(gated), parameters.post_norm)
+    def _norm_heads(self, out: Tensor, heads: Tensor, weight: Tensor) -> Tensor:
+        rows = Activations(out.flatten(0, 1))
+        ops.rms_norm(self.program, rows, heads, weight, self._description.norm_eps, self._rows)
+        return out
 
-    def _finish(self, partial: Tensor, post_norm: Tensor | None) -> Tensor:
+    def _feed_forward(self, hidden: Activations, parameters: FeedForwardParameters) -> None:
+        parameters.gate_up.record(self.program, self._gate_up, hidden, self._rows)
+        gated = self._inputs_of(parameters.down)
+        ops.gated_activation(self.program, gated, self._gate_up, self._description.activation, self._rows)
+        self._finish(parameters.down, gated, parameters.post_norm)
+
+    def _finish(self, linear: Linear, x: Activations, post_norm: Tensor | None) -> None:
         """What is added to the residual: the ranks' partial sums together, normed where the family does so."""
-        delta = self._group.add_up(partial)
-        if post_norm is None:
-            return delta
-        return ops.rms_norm(delta, post_norm, self._description.norm_eps)
+        linear.record(self.program, self._delta, x, self._rows)
+        self._decoder._group.add_up(self.program, self._delta, self._rows)
+        if post_norm is not None:
+            eps = self._description.norm_eps
+            ops.rms_norm(self.program, Activations(self._delta), self._delta, post_norm, eps, self._rows)
 
-    def _norm(self, residual: Tensor, weight: Tensor) -> Tensor:
-        return ops.rms_norm(residual, weight, self._description.norm_eps)
+    def _add_norm(self, out: Activations, weight: Tensor) -> None:
+        eps = self._description.norm_eps
+        ops.add_rms_norm(self.program, out, self._residual, self._delta, weight, eps, self._rows)
 
-    def _add_norm(self, residual: Tensor, delta: Tensor, weight: Tensor) -> Tensor:
-        return ops.add_rms_norm(residual, delta, weight, self._description.norm_eps)
+    def _inputs_of(self, linear: Linear) -> Activations:
+        """The buffers for what ``linear`` reads."""
+        key = (linear.columns, linear.reads_plain, linear.reads_quantised)
+        if key not in self._activations:
+            most = self._rows.most
+            self._activations[key] = Activations(
+                _zeros(most, linear.columns) if linear.reads_plain else None,
+                _quantised(most, linear.columns, linear),
+            )
+        return self._activations[key]
 
     def _rope_table(self, window: int) -> Tensor:
         local = self._description.local_rope
-        return self._tables[local if window and local is not None else self._description.rope]
+        return self._decoder._tables[local if window and local is not None else self._description.rope]
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape)
+
+
+def _quantised(rows: int, columns: int, linear: Linear) -> QuantisedRows | None:
+    return QuantisedRows.empty(rows, columns) if linear.reads_quantised else None
 
 
 def _rope_tables(description: ModelDescription, session_len: int) -> dict[Rope, Tensor]:

@@ -1,8 +1,8 @@
-"""The number format of the matrices and the KV cache; called once by ``loop`` before the weights are loaded."""
+"""The number formats of the matrices and of the KV cache; called once by ``loop`` before the weights are loaded."""
 
 import torch
 
-from shoal.config import Dtype
+from shoal.config import CacheDtype, Dtype
 from shoal.cuda_ext.binding import library
 
 _NAMED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -14,3 +14,10 @@ def resolve_dtype(wanted: Dtype) -> torch.dtype:
     if wanted == "auto":
         return torch.float32 if library() is None else torch.bfloat16
     return _NAMED[wanted]
+
+
+def resolve_cache_dtype(wanted: CacheDtype, matrices: torch.dtype) -> torch.dtype:
+    """ "auto" is the matrices' own."""
+    if wanted == "auto":
+        return matrices
+    return torch.int8 if wanted == "int8" else _NAMED[wanted]

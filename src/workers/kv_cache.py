@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Settings
+from shoal.cuda_ext.ops import cache_row_elements
 from shoal.errors import StartError
 from shoal.workers.parallel import Shard
 
@@ -20,7 +21,7 @@ _MIB = 1 << 20
 
 
 class KVCache:
-    """Keys and values of every layer: [layers, blocks, kv heads, block size, head dim]."""
+    """Keys and values of every layer: [layers, blocks, kv heads, block size, elements of a head]."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class KVCache:
             num_blocks,
             len(shard.kv_heads),
             block_size,
-            description.head_dim,
+            cache_row_elements(description.head_dim, dtype),
         )
         self.keys = _allocate(shape, dtype)
         self.values = _allocate(shape, dtype)
@@ -61,8 +62,8 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def bytes_per_block(description: ModelDescription, shard: Shard, dtype: torch.dtype, block_size: int) -> int:
     """Memory of one block over all layers of this rank, keys and values."""
-    numbers = 2 * description.num_layers * len(shard.kv_heads) * block_size * description.head_dim
-    return numbers * dtype.itemsize
+    row = cache_row_elements(description.head_dim, dtype)
+    return 2 * description.num_layers * len(shard.kv_heads) * block_size * row * dtype.itemsize
 
 
 def count_blocks(

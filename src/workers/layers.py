@@ -7,18 +7,44 @@ import torch
 from torch import Tensor
 
 from shoal.cuda_ext import ops
+from shoal.cuda_ext.ops import Activations
 from shoal.cuda_ext.packed_weight import PackedWeight
+from shoal.cuda_ext.program import Count, Program
+from shoal.cuda_ext.quantised import QuantisedWeight
+
+Weight = PackedWeight | QuantisedWeight
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """weight: [out, in]; bias: float32 [out]. A row-parallel layer's bias is on rank 0 alone."""
+    """A matrix [out, in] in parts, one below the other, each in a format of its own; bias: float32 [out]. A
+    row-parallel layer's bias is on rank 0 alone."""
 
-    weight: PackedWeight
+    parts: tuple[Weight, ...]
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+    @property
+    def columns(self) -> int:
+        return self.parts[0].columns
+
+    @property
+    def reads_quantised(self) -> bool:
+        """Whether some part multiplies integers."""
+        return any(isinstance(part, QuantisedWeight) for part in self.parts)
+
+    @property
+    def reads_plain(self) -> bool:
+        """Whether some part multiplies floats."""
+        return any(isinstance(part, PackedWeight) for part in self.parts)
+
+    def record(self, program: Program, out: Tensor, x: Activations, rows: Count) -> None:
+        """Appends out = x · matrixᵀ + bias; out: float32 [rows, out]."""
+        begin = 0
+        for part in self.parts:
+            end = begin + part.rows
+            bias = None if self.bias is None else self.bias[begin:end]
+            ops.linear(program, out[:, begin:end], x, part, bias, rows)
+            begin = end
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +79,12 @@ class LayerParameters:
 class Parameters:
     """Everything that a rank loads. ``head`` is ``embedding`` itself where the two are tied."""
 
-    embedding: PackedWeight
+    embedding: Weight
     layers: tuple[LayerParameters, ...]
     final_norm: Tensor
-    head: PackedWeight
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the matrices; activations are float32."""
-        return self.embedding.dtype
+    head: Weight
+    dtype: torch.dtype
+    """Of the matrices that are not quantised."""
 
     @property
     def nbytes(self) -> int:
@@ -72,12 +95,12 @@ class Parameters:
         yield from (weight.storage for weight in self.weights())
         yield from self.vectors()
 
-    def weights(self) -> Iterator[PackedWeight]:
+    def weights(self) -> Iterator[Weight]:
         """Every matrix, a tied head once."""
         yield self.embedding
         if self.head is not self.embedding:
             yield self.head
-        yield from (linear.weight for linear in self._linears())
+        yield from (part for linear in self._linears() for part in linear.parts)
 
     def vectors(self) -> Iterator[Tensor]:
         """Norms and biases."""

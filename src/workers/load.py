@@ -8,13 +8,26 @@ largest ones piece by piece, so that a load needs little more memory than the pa
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
+from shoal.config import Quantization
+from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.packed_weight import PANEL, PackedWeight, pack_weight
-from shoal.errors import ModelError
+from shoal.cuda_ext.quantised import (
+    QuantisedGroups,
+    QuantisedWeight,
+    WeightFormat,
+    join,
+    pack_quantised,
+    quantise_weight,
+)
+from shoal.errors import ModelError, StartError
 from shoal.workers.architectures import Layout, choose_layout, expected_shapes, has_no_place
 from shoal.workers.layers import (
     AttentionParameters,
@@ -22,6 +35,7 @@ from shoal.workers.layers import (
     LayerParameters,
     Linear,
     Parameters,
+    Weight,
 )
 from shoal.workers.parallel import Shard
 from shoal.workers.weights.source import WeightSource
@@ -30,6 +44,9 @@ __all__ = ["Parameters", "load_parameters"]
 
 _PIECE_BYTES = 16 << 20
 """About how much of a tensor is converted at once."""
+
+_BITS: Final = {"w8": 8, "w4": 4}
+"""Of the layers' matrices when a model is quantised at load; embedding and head take 8."""
 
 Progress = Callable[[int, int], None]
 """Told how many tensors are begun, out of how many."""
@@ -41,12 +58,19 @@ def load_parameters(
     shard: Shard,
     dtype: torch.dtype,
     progress: Progress,
+    quantization: Quantization = "auto",
 ) -> Parameters:
-    """This rank's part of the model, matrices in ``dtype``, norms and biases in float32."""
+    """This rank's part of the model: matrices as integers where the file has them so (``auto``) or they are asked for
+    (``w8``, ``w4``), else in ``dtype``; norms and biases in float32. Integers need the compiled library."""
     layout = choose_layout(description.family, frozenset(source.names()))
     shapes = expected_shapes(description, layout)
     _check(source, shapes, layout)
-    reader = _Reader(source, shapes, dtype, progress)
+    if library() is None and quantization in _BITS:
+        raise StartError(
+            f"--quantization {quantization} needs the compiled library, which is not built: install a C++ compiler "
+            "and reinstall, or leave the flag out"
+        )
+    reader = _Reader(source, shapes, dtype, "none" if library() is None else quantization, progress)
     parameters = _Loader(reader, description, shard, layout).load()
     progress(len(shapes), len(shapes))
     return parameters
@@ -82,9 +106,11 @@ class _Reader:
         source: WeightSource,
         shapes: dict[str, tuple[int, ...]],
         dtype: torch.dtype,
+        quantization: Quantization,
         progress: Progress,
     ) -> None:
         self._source = source
+        self._quantization = quantization
         self._shapes = shapes
         self._dtype = dtype
         self._progress = progress
@@ -95,21 +121,71 @@ class _Reader:
         self._copy(weight, name, range(len(weight)))
         return weight.add_(offset)
 
-    def biases(self, parts: list[Rows]) -> Tensor:
+    def biases(self, parts: list[Rows], orders: list[Tensor | None] | None = None) -> Tensor:
         """The parts side by side, in float32 as sums are."""
-        return self._stack(parts, (), None, torch.float32)
+        pieces = [self._stack([part], (), None, torch.float32) for part in parts]
+        ordered = zip(pieces, orders or [None] * len(parts), strict=True)
+        return torch.cat([piece if order is None else piece[order] for piece, order in ordered])
 
-    def stack(self, parts: list[Rows], columns: range | None = None) -> Tensor:
-        """The parts one below the other."""
-        width = self._shapes[parts[0][0]][1] if columns is None else len(columns)
-        return self._stack(parts, (width,), columns, self._dtype)
+    def matrix(
+        self, parts: list[Rows], columns: range | None = None, orders: list[Tensor | None] | None = None
+    ) -> tuple[Weight, ...]:
+        """The parts one below the other, those of one format in one weight. An order is that of a part's rows."""
+        formats = [self._format(name, columns) for name, _ in parts]
+        ordered = zip(formats, parts, orders or [None] * len(parts), strict=True)
+        return tuple(
+            self._weight(form, [(part, order) for _, part, order in run], columns)
+            for form, run in groupby(ordered, key=itemgetter(0))
+        )
 
-    def table(self, name: str, rows: range) -> PackedWeight:
+    def table(self, name: str, rows: range) -> Weight:
         """The largest matrices: packed in pieces, so that they never exist twice."""
-        packed = PackedWeight.empty(len(rows), self._shapes[name][1], self._dtype)
-        for begin, piece in self._pieces(name, rows):
-            packed.write(begin, piece)
+        columns, form = self._shapes[name][1], self._format(name)
+        packed: Weight
+        if form is not None:
+            packed = QuantisedWeight.empty(len(rows), columns, form)
+            for begin, piece in self._ranges(name, rows):
+                packed.write(begin, self._source.read_groups(name, _slice(piece)))
+        elif self._quantization in _BITS:
+            packed = QuantisedWeight.empty(len(rows), columns, WeightFormat(8, 32, False))
+            for begin, floats in self._pieces(name, rows):
+                packed.write(begin, quantise_weight(floats, 8))
+        else:
+            packed = PackedWeight.empty(len(rows), columns, self._dtype)
+            for begin, floats in self._pieces(name, rows):
+                packed.write(begin, floats)
         return packed
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def _format(self, name: str, columns: range | None = None) -> WeightFormat | None:
+        if self._quantization != "auto":
+            return None
+        return self._source.format_of(name, _slice(columns))
+
+    def _weight(
+        self, form: WeightFormat | None, parts: list[tuple[Rows, Tensor | None]], columns: range | None
+    ) -> Weight:
+        if form is not None:
+            groups = join([self._groups(name, rows, columns, order) for (name, rows), order in parts])
+            return pack_quantised(groups, groups.columns)
+        width = self._shapes[parts[0][0][0]][1] if columns is None else len(columns)
+        stacked = self._stack([part for part, _ in parts], (width,), columns, self._dtype)
+        begin = 0
+        for (_, rows), order in parts:
+            if order is not None:
+                stacked[begin : begin + len(rows)] = stacked[begin : begin + len(rows)][order]
+            begin += len(rows)
+        if self._quantization in _BITS:
+            return pack_quantised(quantise_weight(stacked, _BITS[self._quantization]), width)
+        return pack_weight(stacked)
+
+    def _groups(self, name: str, rows: range, columns: range | None, order: Tensor | None) -> QuantisedGroups:
+        self._begin(name)
+        groups = self._source.read_groups(name, _slice(rows), _slice(columns))
+        return groups if order is None else groups.take(order)
 
     def _stack(
         self, parts: list[Rows], width: tuple[int, ...], columns: range | None, dtype: torch.dtype
@@ -127,20 +203,19 @@ class _Reader:
 
     def _pieces(self, name: str, rows: range, columns: range | None = None) -> Iterator[tuple[int, Tensor]]:
         """Whole panels of a tensor's rows, and where in ``rows`` they begin."""
-        self._begun.add(name)
-        self._progress(len(self._begun), len(self._shapes))
+        for begin, piece in self._ranges(name, rows, columns):
+            yield begin, self._source.read(name, rows=_slice(piece), columns=_slice(columns))
+
+    def _ranges(self, name: str, rows: range, columns: range | None = None) -> Iterator[tuple[int, range]]:
+        self._begin(name)
         row_bytes = 4 * math.prod(self._shapes[name][1:] if columns is None else (len(columns),))
         step = max(PANEL, _PIECE_BYTES // row_bytes // PANEL * PANEL)
         for begin in range(0, len(rows), step):
-            piece = rows[begin : begin + step]
-            yield (
-                begin,
-                self._source.read(
-                    name,
-                    rows=slice(piece.start, piece.stop),
-                    columns=None if columns is None else slice(columns.start, columns.stop),
-                ),
-            )
+            yield begin, rows[begin : begin + step]
+
+    def _begin(self, name: str) -> None:
+        self._begun.add(name)
+        self._progress(len(self._begun), len(self._shapes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +234,10 @@ class _Loader:
             layers=tuple(map(self._layer, range(self.description.num_layers))),
             final_norm=self._norm(self.layout.final_norm),
             head=embedding if self.description.tied_head else self._table(self.layout.head),
+            dtype=self.reader.dtype,
         )
 
-    def _table(self, name: str) -> PackedWeight:
+    def _table(self, name: str) -> Weight:
         return self.reader.table(f"{name}.weight", self.shard.vocab)
 
     def _norm(self, name: str) -> Tensor:
@@ -211,31 +287,32 @@ class _Loader:
         values = [key + 1 for key in keys]
         return [(name, range(head * dim, (head + 1) * dim)) for head in [*first_heads, *keys, *values]]
 
-    def _pairs_to_halves(self, stacked: Tensor) -> None:
-        """Reorders the rows of each query and key head from (0, d/2, 1, d/2 + 1, …) to (0, 1, …)."""
-        heads = len(self.shard.q_heads) + len(self.shard.kv_heads)
-        rotated = stacked[: heads * self.description.head_dim]
-        halves = rotated.view(heads, self.description.head_dim // 2, 2, *rotated.shape[1:]).transpose(1, 2)
-        rotated.copy_(halves.flatten(0, 2))
+    def _halves_order(self, count: int) -> Tensor:
+        """Of the rows of query or key heads, from (0, d/2, 1, d/2 + 1, …) to (0, 1, …)."""
+        dim = self.description.head_dim
+        return torch.arange(count).view(-1, dim // 2, 2).transpose(1, 2).flatten()
 
     def _column_parallel(self, rows: list[Rows], bias: bool, interleaved_rope: bool = False) -> Linear:
         """Matrices of which this rank computes some of the outputs."""
-        weight = self.reader.stack([(f"{name}.weight", part) for name, part in rows])
-        biases = self.reader.biases([(f"{name}.bias", part) for name, part in rows]) if bias else None
+        orders: list[Tensor | None] = [None] * len(rows)
         if interleaved_rope:
-            self._pairs_to_halves(weight)
-            if biases is not None:
-                self._pairs_to_halves(biases)
-        return Linear(pack_weight(weight), biases)
+            orders[:2] = [self._halves_order(len(part)) for _, part in rows[:2]]
+        weights = self.reader.matrix([(f"{name}.weight", part) for name, part in rows], None, orders)
+        biases = self.reader.biases([(f"{name}.bias", part) for name, part in rows], orders) if bias else None
+        return Linear(weights, biases)
 
     def _row_parallel(self, name: str, columns: range, bias: bool) -> Linear:
         """A matrix of which this rank has some of the inputs; the bias is added once, by rank 0."""
         rows = range(self.description.hidden_size)
         return Linear(
-            pack_weight(self.reader.stack([(f"{name}.weight", rows)], columns)),
+            self.reader.matrix([(f"{name}.weight", rows)], columns),
             self.reader.biases([(f"{name}.bias", rows)]) if bias and self.shard.rank == 0 else None,
         )
 
 
 def _rows(heads: range, head_dim: int) -> range:
     return range(heads.start * head_dim, heads.stop * head_dim)
+
+
+def _slice(part: range | None) -> slice | None:
+    return None if part is None else slice(part.start, part.stop)

@@ -7,22 +7,24 @@ import logging
 import time
 from functools import partial
 
+import torch
 from msgspec.structs import replace
 
 from shoal import logs
 from shoal.checkpoint import describe, locate_model, with_rope_scaling
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Settings
+from shoal.cuda_ext.binding import PeerLost
 from shoal.errors import StartError
 from shoal.messages import Allocate, Broken, GivenUp, GiveUp, Load, Loaded, Loading, Ready, StepPlan, Stop
 from shoal.workers.decoder import Decoder
-from shoal.workers.dtype import resolve_dtype
+from shoal.workers.dtype import resolve_cache_dtype, resolve_dtype
 from shoal.workers.grammar import GrammarThreads, load_grammar_tokens
 from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks
 from shoal.workers.link import SchedulerLink
 from shoal.workers.load import Parameters, load_parameters
 from shoal.workers.memory import return_freed_memory
-from shoal.workers.parallel import Group, PeerLost, Shard, form_group, split
+from shoal.workers.parallel import Group, Shard, form_group, split
 from shoal.workers.runner import Runner, warm_up
 from shoal.workers.slots import PlanInvalid, SlotTable
 from shoal.workers.weights.source import open_source
@@ -143,7 +145,12 @@ class _LoadedModel:
 
     def count_blocks(self, settings: Settings) -> int:
         """Counted once, when the weights were just loaded: survivors of a crew keep their number."""
-        return count_blocks(settings, self.description, self.shard, self.parameters.dtype, self._memory_bytes)
+        return count_blocks(
+            settings, self.description, self.shard, self._cache_dtype(settings), self._memory_bytes
+        )
+
+    def _cache_dtype(self, settings: Settings) -> torch.dtype:
+        return resolve_cache_dtype(settings.kv_cache_dtype, self.parameters.dtype)
 
     def make_runner(
         self, settings: Settings, group: Group, allocate: Allocate, grammars: GrammarThreads | None
@@ -154,7 +161,7 @@ class _LoadedModel:
             self._cache = KVCache(
                 self.description,
                 self.shard,
-                self.parameters.dtype,
+                self._cache_dtype(settings),
                 allocate.num_blocks,
                 settings.cache_block_seq_len,
             )
@@ -205,7 +212,12 @@ def _load_model(settings: Settings, rank: int, link: SchedulerLink) -> _LoadedMo
             link.send(Loading("weights", done, total))
 
     parameters = load_parameters(
-        open_source(location), description, shard, resolve_dtype(settings.dtype), progress=tell
+        open_source(location),
+        description,
+        shard,
+        resolve_dtype(settings.dtype),
+        progress=tell,
+        quantization=settings.quantization,
     )
     logs.event(
         _LOG,

@@ -1,9 +1,8 @@
 """``python -m shoal.workers.main SETTINGS.json RANK``: one tensor-parallel rank."""
 
+import os
 import sys
 from pathlib import Path
-
-import torch
 
 from shoal import config, logs, process
 from shoal.cuda_ext import ops
@@ -18,14 +17,24 @@ def main() -> int:
     rank = int(sys.argv[2])
     logs.configure(f"rank{rank}", settings.log_level)
     threads = max(1, settings.threads // settings.tp)
-    torch.set_num_threads(threads)
-    ops.set_threads(threads)
+    cpus = _own_cpus(rank, threads, settings.tp)
+    ops.set_threads(threads, cpus)
     try:
-        RankLoop(settings, rank).run()
+        loop = RankLoop(settings, rank)
+        if cpus and settings.tp > 1:
+            # Ranks wait for each other: two callers on one processor would take turns. Other threads keep theirs.
+            os.sched_setaffinity(0, cpus)
+        loop.run()
     except StartError as error:
         sys.stderr.write(f"error: {error}\n")
         return process.START_FAILED_EXIT
     return 0
+
+
+def _own_cpus(rank: int, threads: int, tp: int) -> list[int]:
+    """One processor a thread; none where there are not as many as all ranks' threads."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[rank * threads : (rank + 1) * threads] if tp * threads <= len(cpus) else []
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@
 crew epoch. The decoder sees a ``Group`` and never asks how many ranks there are.
 """
 
+import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -16,16 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
+from shoal.cuda_ext import ops
+from shoal.cuda_ext.binding import PeerLost
+from shoal.cuda_ext.program import Count, Program
+from shoal.cuda_ext.shared_region import SharedRegion
 from shoal.errors import ModelError, StartError
 
 _CUT_UNIT = 32
 """Cuts fall on multiples of this where they can: the edges of quantisation groups."""
 _TIMEOUT_S = 30.0
-"""For peers that hang: one that dies is noticed at once, by its closed connection."""
-
-
-class PeerLost(Exception):
-    """Another rank is gone or does not answer; this crew epoch is over, the weights are still good."""
+"""For peers that do not come to the rendezvous."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +116,20 @@ def _cut_by_weight(total: int, weights: list[float], unit: int) -> list[range]:
 
 
 class Group(Protocol):
-    """The ranks of one crew epoch. Every rank must make the same calls in the same order."""
+    """The ranks of one crew epoch. Every rank must record and run the same in the same order."""
 
-    def add_up(self, x: Tensor) -> Tensor:
-        """The sum of every rank's ``x``, on every rank; ``x`` itself may be overwritten."""
+    def add_up(self, program: Program, x: Tensor, rows: Count) -> None:
+        """Appends: overwrites the first rows of ``x``, float32 [rows, columns], with the sum of every rank's, on every
+        rank."""
 
-    def gather_columns(self, x: Tensor, widths: tuple[int, ...]) -> Tensor | None:
-        """All ranks' ``x``, of ``widths`` columns each, side by side on rank 0; None elsewhere."""
+    def gather_columns(
+        self, program: Program, x: Tensor, widths: tuple[int, ...], rows: Count
+    ) -> Tensor | None:
+        """Appends: puts all ranks' ``x``, float32 and of ``widths`` columns each, side by side on rank 0. Returns where
+        it will be; None elsewhere."""
 
     def broadcast(self, x: Tensor) -> None:
-        """Overwrites ``x`` with rank 0's."""
+        """Overwrites ``x``, int64 [n], with rank 0's."""
 
     def close(self) -> None:
         """Leaves; peers that still wait for this rank get ``PeerLost``."""
@@ -134,16 +137,18 @@ class Group(Protocol):
 
 def form_group(tp: int, rank: int, rendezvous: str) -> Group:
     """Waits for all ranks to arrive at the file ``rendezvous``, which must be new."""
-    return SoloGroup() if tp == 1 else GlooGroup(tp, rank, rendezvous)
+    return SoloGroup() if tp == 1 else HostGroup(tp, rank, rendezvous)
 
 
 class SoloGroup:
     """One rank: everything is there already."""
 
-    def add_up(self, x: Tensor) -> Tensor:
-        return x
+    def add_up(self, program: Program, x: Tensor, rows: Count) -> None:
+        pass
 
-    def gather_columns(self, x: Tensor, widths: tuple[int, ...]) -> Tensor | None:
+    def gather_columns(
+        self, program: Program, x: Tensor, widths: tuple[int, ...], rows: Count
+    ) -> Tensor | None:
         return x
 
     def broadcast(self, x: Tensor) -> None:
@@ -153,53 +158,71 @@ class SoloGroup:
         pass
 
 
-class GlooGroup:
-    """Ranks of one host, over gloo on the loopback interface. torch allows a process one such group at a time."""
+class HostGroup:
+    """Ranks of one host, which meet in shared memory."""
 
     def __init__(self, tp: int, rank: int, rendezvous: str) -> None:
-        self._rank = rank
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        with _peer_errors():
-            dist.init_process_group(
-                "gloo",
-                store=dist.FileStore(rendezvous, tp),  # type: ignore[attr-defined]
-                rank=rank,
-                world_size=tp,
-                timeout=timedelta(seconds=_TIMEOUT_S),
-            )
+        try:
+            self._region = _share_region(tp, rank, rendezvous)
+        except (RuntimeError, OSError) as error:
+            raise PeerLost(f"a tensor-parallel peer did not come: {error}") from error
+        self._ids: _BroadcastIds | None = None
 
-    def add_up(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        if wide.numel():
-            with _peer_errors():
-                dist.all_reduce(wide)
-        return wide
+    def add_up(self, program: Program, x: Tensor, rows: Count) -> None:
+        ops.all_reduce(program, x, self._region, rows)
 
-    def gather_columns(self, x: Tensor, widths: tuple[int, ...]) -> Tensor | None:
-        if not len(x):
-            return x.new_empty(0, sum(widths)) if self._rank == 0 else None
-        padded = x.new_zeros(x.shape[0], max(widths))
-        padded[:, : x.shape[1]] = x
-        parts = [torch.empty_like(padded) for _ in widths] if self._rank == 0 else None
-        with _peer_errors():
-            dist.gather(padded, parts, dst=0)
-        if parts is None:
-            return None
-        return torch.cat([part[:, :width] for part, width in zip(parts, widths, strict=True)], dim=1)
+    def gather_columns(
+        self, program: Program, x: Tensor, widths: tuple[int, ...], rows: Count
+    ) -> Tensor | None:
+        out = x.new_zeros(len(x), sum(widths)) if self._region.rank == 0 else None
+        ops.gather_columns(program, out, x, torch.tensor(widths), self._region, rows)
+        return out
 
     def broadcast(self, x: Tensor) -> None:
-        with _peer_errors():
-            dist.broadcast(x, src=0)
+        if self._ids is None or len(x) > self._ids.rows.most:
+            self._ids = _BroadcastIds(self._region, len(x))
+        self._ids.run(x)
 
     def close(self) -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        self._region.close()
 
 
-@contextmanager
-def _peer_errors() -> Iterator[None]:
-    """gloo reports a dead or silent peer as a RuntimeError (DistBackendError and the like included)."""
+class _BroadcastIds:
+    """Gathering columns, of which only rank 0 has any: an id is two floats, which are copied but not looked at."""
+
+    def __init__(self, region: SharedRegion, most: int) -> None:
+        self.rows = Count(most)
+        self._ids = torch.zeros(most, dtype=torch.int64)
+        self._program = Program()
+        floats, nothing = self._ids.view(torch.float32).view(most, 2), torch.zeros(most, 0)
+        widths = torch.tensor([2] + [0] * (region.ranks - 1))
+        out, x = (None, floats) if region.rank == 0 else (floats, nothing)
+        ops.gather_columns(self._program, out, x, widths, region, self.rows)
+
+    def run(self, ids: Tensor) -> None:
+        count = len(ids)
+        self.rows.set(count)
+        self._ids[:count] = ids
+        self._program.run()
+        ids.copy_(self._ids[:count])
+
+
+def _share_region(tp: int, rank: int, rendezvous: str) -> SharedRegion:
+    """Rank 0 makes the memory, which has no name and ends with the last process that holds it; the others open it
+    through rank 0's file descriptor. A rank tells its pid once it has the memory."""
+    store = dist.FileStore(rendezvous, tp)  # type: ignore[attr-defined]
+    store.set_timeout(timedelta(seconds=_TIMEOUT_S))
+    size, pid = SharedRegion.bytes_for(tp), os.getpid()
+    if rank == 0:
+        file = os.memfd_create("shoal")
+        os.ftruncate(file, size)
+        store.set("memory", f"/proc/{pid}/fd/{file}")
+    else:
+        file = os.open(store.get("memory"), os.O_RDWR | os.O_CLOEXEC)
     try:
-        yield
-    except RuntimeError as error:
-        raise PeerLost(f"a tensor-parallel peer is gone: {error}") from error
+        memory = mmap.mmap(file, size)
+        store.set(f"pid{rank}", str(pid))
+        pids = [int(store.get(f"pid{peer}")) for peer in range(tp)]
+    finally:
+        os.close(file)
+    return SharedRegion(memory, rank, pids)

@@ -30,12 +30,12 @@ class Runner:
         inputs = self._slots.inputs(rows)
         with torch.inference_mode():
             hidden = self._decoder.hidden(inputs)
-            logits = self._decoder.logits(hidden[inputs.sample_indices])
+            # Drawn before anything else asks for logits: they lie in one buffer.
+            slots = rows.slots[rows.draws]
+            ids, logprobs = self._draw(self._decoder.logits(hidden[inputs.sample_indices]), slots)
             spans = self._slots.spans(rows)
             scored = score(self._decoder.logits, hidden, spans, self._decoder.vocab_size)
         pooled, pooled_ids = self._pool(rows, hidden)
-        slots = rows.slots[rows.draws]
-        ids, logprobs = self._draw(logits, slots)
         self._slots.append(slots, ids)
         slots = np.concatenate([slots, np.array([row.slot for row in pooled], np.int32)])
         return StepResult(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.cuda_ext import ops
+from shoal.cuda_ext.program import Program
 from shoal.messages import Sampling, TokenLogprob
 from shoal.workers.constraints import Constraints
 from shoal.workers.grammar import FollowedGrammar, GrammarThreads
@@ -153,7 +154,11 @@ def _open_grammar(
 
 def _draw(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     wanted = [row.sampling for row in rows]
-    ids = ops.draw(
+    ids = torch.empty(len(rows), dtype=torch.int64)
+    program = Program()
+    ops.draw(
+        program,
+        ids,
         logits,
         temperature=torch.tensor([s.temperature for s in wanted], dtype=torch.float32),
         top_k=torch.tensor([s.top_k for s in wanted], dtype=torch.int64),
@@ -164,6 +169,7 @@ def _draw(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
             dtype=torch.float64,
         ),
     )
+    program.run()
     drawn: list[int] = ids.tolist()
     return drawn
 

@@ -52,7 +52,7 @@ def perplexity(server: Server, given: Any) -> dict[str, Any]:
 
 
 def test_perplexity_is_that_of_the_decoder(server: Server) -> None:
-    description, parameters = load_file_or_folder(default_model_path())
+    description, parameters = load_file_or_folder(default_model_path(), "auto")
     answer = perplexity(server, TEXTS)
     for text, ppl, found in zip(TEXTS, answer["ppl"], answer["perplexity"], strict=True):
         _, encoded = server.post("/v1/encode", {"input": text})

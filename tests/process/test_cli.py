@@ -30,7 +30,7 @@ def api_server(*args: str) -> "subprocess.CompletedProcess[str]":
 
 
 MISTAKES = [
-    (["--quant_policy", "8"], "error: --quant_policy 8: not available yet"),
+    (["--quant_policy", "4"], "error: --quant_policy 4: not available yet"),
     (["--server_port", "70000"], "error: --server_port 70000: must be a whole number from 1 to 65535"),
     (["--serverport", "1"], "error: --serverport: unknown flag; did you mean --server_port?"),
     (["--trust_remote_code"], "error: --trust_remote_code: refused"),

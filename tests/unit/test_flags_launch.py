@@ -165,3 +165,28 @@ def test_cores_follow_the_affinity_mask() -> None:
         assert process.available_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", "auto"),
+        ("--quant_policy 8", "int8"),
+        ("--quant_policy 0 --kv_cache_dtype bfloat16", "bfloat16"),
+        ("--quant_policy 8 --kv_cache_dtype int8", "int8"),
+    ],
+)
+def test_the_caches_type_has_two_flags(folder: Path, line: str, expected: str) -> None:
+    assert launch.prepare([str(folder), *line.split()]).settings.kv_cache_dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("--quant_policy 4", "--quant_policy 4: not available yet"),
+        ("--quant_policy 8 --kv_cache_dtype float32", "leave one of them out"),
+    ],
+)
+def test_the_caches_type_is_refused_by_name(folder: Path, line: str, named: str) -> None:
+    with pytest.raises(FlagError, match=named):
+        launch.prepare([str(folder), *line.split()])

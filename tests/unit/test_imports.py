@@ -70,6 +70,11 @@ def part_of(path: Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
+def test_no_hot_path_goes_through_torchs_dispatcher() -> None:
+    importers = [path for path in FILES if "shoal.cuda_ext.registration" in imported_modules(path)]
+    assert importers == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
 def test_a_file_imports_only_what_its_part_may(path: Path) -> None:
     part = part_of(path)

@@ -49,47 +49,45 @@ def _q8_0(blocks: Bytes, out: Floats) -> None:
     out *= _float16(blocks, 0)
 
 
-def _halves(qs: Bytes, out: Floats) -> None:
-    """16 bytes into 32 elements: the low halves first."""
-    out[:, :16] = qs & _LOW_HALF
-    out[:, 16:] = qs >> _HALF_BITS
+def halves(qs: Bytes) -> Bytes:
+    """16 bytes of each row to 32 elements of four bits: the low halves first."""
+    return np.concatenate([qs & _LOW_HALF, qs >> _HALF_BITS], axis=1)
 
 
-def _fifths(qh: Bytes, qs: Bytes, out: Floats) -> None:
-    """16 bytes and 32 further bits into 32 elements of five bits."""
+def fifth_bits(qh: Bytes, qs: Bytes) -> Bytes:
+    """16 bytes and 32 further bits of each row to 32 elements of five bits."""
     values = np.unpackbits(qh, axis=1, bitorder="little")
     values <<= _HALF_BITS
-    values[:, :16] |= qs & _LOW_HALF
-    values[:, 16:] |= qs >> _HALF_BITS
-    out[:] = values
+    values |= halves(qs)
+    return values
 
 
 def _q4_0(blocks: Bytes, out: Floats) -> None:
-    _halves(blocks[:, 2:], out)
+    out[:] = halves(blocks[:, 2:])
     out -= np.float32(8)
     out *= _float16(blocks, 0)
 
 
 def _q4_1(blocks: Bytes, out: Floats) -> None:
-    _halves(blocks[:, 4:], out)
+    out[:] = halves(blocks[:, 4:])
     out *= _float16(blocks, 0)
     out += _float16(blocks, 2)
 
 
 def _q5_0(blocks: Bytes, out: Floats) -> None:
-    _fifths(blocks[:, 2:6], blocks[:, 6:], out)
+    out[:] = fifth_bits(blocks[:, 2:6], blocks[:, 6:])
     out -= np.float32(16)
     out *= _float16(blocks, 0)
 
 
 def _q5_1(blocks: Bytes, out: Floats) -> None:
-    _fifths(blocks[:, 4:8], blocks[:, 8:], out)
+    out[:] = fifth_bits(blocks[:, 4:8], blocks[:, 8:])
     out *= _float16(blocks, 0)
     out += _float16(blocks, 2)
 
 
-def _six_bit_scales(blocks: Bytes) -> tuple[Floats, Floats]:
-    """Scale and offset of the eight groups of a K block, float32 [n, 8, 1] each.
+def k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
+    """Scale and (subtracted) offset of the eight groups of a K block, float32 [n, 8] each.
 
     Twelve bytes hold eight pairs of six bits: four low scales, four low offsets (each with two bits of a high
     one above), then the low four bits of the high ones.
@@ -97,50 +95,47 @@ def _six_bit_scales(blocks: Bytes) -> tuple[Floats, Floats]:
     low, offset, high = (blocks[:, at : at + 4] for at in (4, 8, 12))
     scales = np.concatenate([low & 0x3F, (high & 0x0F) | ((low >> 2) & 0x30)], axis=1)
     offsets = np.concatenate([offset & 0x3F, (high >> 4) | ((offset >> 2) & 0x30)], axis=1)
-    return (
-        (_float16(blocks, 0) * scales.astype(np.float32))[:, :, None],
-        (_float16(blocks, 2) * offsets.astype(np.float32))[:, :, None],
-    )
+    return _float16(blocks, 0) * scales.astype(np.float32), _float16(blocks, 2) * offsets.astype(np.float32)
 
 
-def _scaled_groups(blocks: Bytes, values: Floats) -> None:
-    """Scales and shifts eight groups of 32 elements in place."""
-    scales, offsets = _six_bit_scales(blocks)
-    values *= scales
-    values -= offsets
+def k_values(qs: Bytes) -> Bytes:
+    """128 bytes of each row to eight groups of 32 elements of four bits: [n, 8, 32]."""
+    qs = qs.reshape(len(qs), 4, 1, 32)
+    return np.concatenate([qs & _LOW_HALF, qs >> _HALF_BITS], axis=2).reshape(len(qs), 8, 32)
 
 
-def _q4_k(blocks: Bytes, out: Floats) -> None:
-    count = len(blocks)
-    qs = blocks[:, 16:].reshape(count, 4, 32)
-    pairs = out.reshape(count, 4, 2, 32)
-    pairs[:, :, 0] = qs & _LOW_HALF
-    pairs[:, :, 1] = qs >> _HALF_BITS
-    _scaled_groups(blocks, out.reshape(count, 8, 32))
-
-
-def _q5_k(blocks: Bytes, out: Floats) -> None:
-    count = len(blocks)
-    values = (blocks[:, None, 16:48] >> _EIGHT_SHIFTS) & np.uint8(1)
-    values <<= _HALF_BITS
-    qs = blocks[:, 48:].reshape(count, 4, 32)
-    pairs = values.reshape(count, 4, 2, 32)
-    pairs[:, :, 0] |= qs & _LOW_HALF
-    pairs[:, :, 1] |= qs >> _HALF_BITS
-    groups = out.reshape(count, 8, 32)
-    groups[:] = values
-    _scaled_groups(blocks, groups)
-
-
-def _q6_k(blocks: Bytes, out: Floats) -> None:
+def q6_k_codes(blocks: Bytes) -> Bytes:
+    """16 groups of 16 elements of six bits: [n, 16, 16]."""
     count = len(blocks)
     low = blocks[:, :128].reshape(count, 2, 2, 32)
     values = (blocks[:, 128:192].reshape(count, 2, 1, 32) >> _FOUR_SHIFTS) & np.uint8(3)
     values <<= _HALF_BITS
     values[:, :, :2] |= low & _LOW_HALF
     values[:, :, 2:] |= low >> _HALF_BITS
-    groups = out.reshape(count, 16, 16)
-    groups[:] = values.reshape(count, 16, 16)
+    return values.reshape(count, 16, 16)
+
+
+def _scaled_groups(blocks: Bytes, values: Bytes, out: Floats) -> None:
+    """Scales and shifts eight groups of 32 elements."""
+    scales, offsets = k_scales(blocks)
+    groups = out.reshape(len(blocks), 8, 32)
+    groups[:] = values
+    groups *= scales[:, :, None]
+    groups -= offsets[:, :, None]
+
+
+def _q4_k(blocks: Bytes, out: Floats) -> None:
+    _scaled_groups(blocks, k_values(blocks[:, 16:]), out)
+
+
+def _q5_k(blocks: Bytes, out: Floats) -> None:
+    high = (blocks[:, None, 16:48] >> _EIGHT_SHIFTS) & np.uint8(1)
+    _scaled_groups(blocks, k_values(blocks[:, 48:]) | high << _HALF_BITS, out)
+
+
+def _q6_k(blocks: Bytes, out: Floats) -> None:
+    groups = out.reshape(len(blocks), 16, 16)
+    groups[:] = q6_k_codes(blocks)
     groups -= np.float32(32)
     groups *= (_float16(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32))[:, :, None]
 

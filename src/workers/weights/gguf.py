@@ -1,15 +1,20 @@
-"""The tensors of a GGUF file, dequantised to float32 as they are read; opened by ``source.open_source``."""
+"""The tensors of a GGUF file, as groups of integers or dequantised to float32 as they are read; opened by
+``source.open_source``."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.checkpoint.fields import shown
 from shoal.checkpoint.gguf import BLOCK_SIZES, GgufFile, GgufTensor, GgufType
+from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
 from shoal.errors import ModelError
 from shoal.workers.weights.dequantise import Bytes, Floats, dequantise
+from shoal.workers.weights.groups import FORMATS, read_blocks
 
 _CHUNK_ELEMENTS = 1 << 17
 """Elements dequantised at a time: their bytes and floats stay in a core's cache."""
@@ -39,6 +44,37 @@ class GgufSource:
                 f"{self._file.path}: tensor {shown(name)} has {len(tensor.shape)} dimensions, not 1 or 2"
             )
         return torch.from_numpy(self._part(tensor, rows or slice(None), columns or slice(None)))
+
+    def format_of(self, name: str, columns: slice | None = None) -> WeightFormat | None:
+        tensor = self._file.tensor(name)
+        form = FORMATS.get(tensor.type)
+        if form is None or len(tensor.shape) != 2:
+            return None
+        taken = range(tensor.shape[1])[columns or slice(None)]
+        cut = taken.start % form.group or taken.stop % form.group
+        return None if cut else form
+
+    def read_groups(
+        self, name: str, rows: slice | None = None, columns: slice | None = None
+    ) -> QuantisedGroups:
+        tensor = self._file.tensor(name)
+        form, (elements, size) = FORMATS[tensor.type], BLOCK_SIZES[tensor.type]
+        row_range = range(tensor.rows)[rows or slice(None)]
+        taken = range(tensor.shape[1])[columns or slice(None)]
+        first, last = taken.start // elements, -(-taken.stop // elements)
+        raw = self._file.raw(tensor.name, row_range.start, len(row_range))
+        blocks = raw[:, first * size : last * size].reshape(-1, size)
+        begin, end = (
+            (taken.start - first * elements) // form.group,
+            (taken.stop - first * elements) // form.group,
+        )
+
+        def part(array: NDArray[Any]) -> Tensor:
+            by_row = array.reshape(len(row_range), -1, *array.shape[2:])
+            return torch.from_numpy(np.ascontiguousarray(by_row[:, begin:end]))
+
+        codes, scales, offsets = read_blocks(tensor.type, blocks)
+        return QuantisedGroups(part(codes), part(scales), None if offsets is None else part(offsets), form.bits)
 
     def _part(self, tensor: GgufTensor, rows: slice, columns: slice) -> Floats:
         """float32 [rows, columns], made a chunk of rows at a time."""

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shoal.checkpoint.fields import Fields, read_json_object, shown
+from shoal.cuda_ext.quantised import QuantisedGroups
 from shoal.errors import ModelError
 
 _SINGLE = "model.safetensors"
@@ -50,6 +51,14 @@ class SafetensorsSource:
     def nbytes(self, name: str) -> int:
         entry = self._weight(name)
         return prod(entry.shape) * _DTYPES[entry.dtype]
+
+    def format_of(self, name: str, columns: slice | None = None) -> None:
+        """Weights of these types are floats."""
+
+    def read_groups(
+        self, name: str, rows: slice | None = None, columns: slice | None = None
+    ) -> QuantisedGroups:
+        raise ModelError(f"tensor {shown(name)} has no groups of integers")
 
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
         entry = self._weight(name)

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from shoal.checkpoint import ModelLocation
+from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
 from shoal.workers.weights.gguf import GgufSource
 from shoal.workers.weights.safetensors import SafetensorsSource
 
@@ -30,6 +31,16 @@ class WeightSource(Protocol):
         Slices are plain (no step); ``columns`` goes with two dimensions only. A missing or unusable tensor is a
         ModelError.
         """
+        ...
+
+    def format_of(self, name: str, columns: slice | None = None) -> WeightFormat | None:
+        """How ``read_groups`` gives a matrix; None where it is not of integers, or the columns cut a group."""
+        ...
+
+    def read_groups(
+        self, name: str, rows: slice | None = None, columns: slice | None = None
+    ) -> QuantisedGroups:
+        """A matrix or a part of it, as the integers that the file holds."""
         ...
 
 

@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+import eager
 import pytest
 import torch
 
 from shoal.cuda_ext import __main__ as report
-from shoal.cuda_ext import binding, ops
+from shoal.cuda_ext import binding
 from shoal.errors import StartError
 
 needs_library = pytest.mark.skipif(not binding.LIBRARY.exists(), reason="no CPU library was built")
@@ -30,7 +31,12 @@ def fields_of(struct: str) -> list[str]:
 
 @pytest.mark.parametrize("operator", binding.OPERATORS)
 def test_field_tables_are_the_headers(operator: str) -> None:
-    struct = {"paged_attention": "AttentionArgs"}.get(operator, operator.title().replace("_", "") + "Args")
+    odd = {
+        "paged_attention": "AttentionArgs",
+        "linear_quantised": "QuantisedLinearArgs",
+        "pack_quantised": "PackQuantisedArgs",
+    }
+    struct = odd.get(operator, operator.title().replace("_", "") + "Args")
     assert binding.OPERATORS[operator].split() == fields_of(struct)
 
 
@@ -44,6 +50,8 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     chosen = binding.library()
     level = chosen.level if chosen else ""
     binding.library.cache_clear()
+    monkeypatch.delenv("SHOAL_CPU_LIBRARY", raising=False)
+    monkeypatch.delenv("SHOAL_CPU_LEVEL", raising=False)
     yield monkeypatch
     monkeypatch.undo()
     binding.library.cache_clear()
@@ -53,17 +61,27 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @needs_library
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
-def test_the_environment_chooses_the_level(forgetful: pytest.MonkeyPatch, level: str) -> None:
-    forgetful.setenv("SHOAL_CPU_LEVEL", level)
-    plain = binding.CpuLibrary(binding.LIBRARY)
-    if not plain.levels()[level]:
-        with pytest.raises(StartError, match="this processor can do"):
-            binding.library()
-        return
-    chosen = binding.library()
-    assert chosen is not None
-    assert chosen.level == level
+def test_the_environment_chooses_the_level(forgetful: pytest.MonkeyPatch) -> None:
+    levels = binding.CpuLibrary(binding.LIBRARY).levels()
+    assert levels["scalar"]
+    for level, is_supported in levels.items():
+        forgetful.setenv("SHOAL_CPU_LEVEL", level)
+        binding.library.cache_clear()
+        if not is_supported:
+            with pytest.raises(StartError, match="this processor can do"):
+                binding.library()
+            continue
+        chosen = binding.library()
+        assert chosen is not None
+        assert chosen.level == level
+
+
+@needs_library
+def test_the_best_level_is_taken_by_itself(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.so"  # of which no test has chosen a level
+    copy.write_bytes(binding.LIBRARY.read_bytes())
+    untouched = binding.CpuLibrary(copy)
+    assert untouched.level == next(name for name, is_supported in untouched.levels().items() if is_supported)
 
 
 @needs_library
@@ -75,7 +93,6 @@ def test_an_unknown_level_is_refused_by_name(forgetful: pytest.MonkeyPatch) -> N
 
 @needs_library
 def test_a_broken_library_is_named_with_the_remedy(forgetful: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    forgetful.delenv("SHOAL_CPU_LEVEL", raising=False)
     broken = tmp_path / "libshoal_cpu.so"
     broken.write_text("not a library")
     forgetful.setattr(binding, "LIBRARY", broken)
@@ -85,7 +102,6 @@ def test_a_broken_library_is_named_with_the_remedy(forgetful: pytest.MonkeyPatch
 
 @needs_library
 def test_a_library_of_other_sources_is_refused(forgetful: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    forgetful.delenv("SHOAL_CPU_LEVEL", raising=False)
     changed = tmp_path / "shoal_cpu.h"
     changed.write_text(binding.INTERFACE.read_text() + "\n")
     forgetful.setattr(binding, "INTERFACE", changed)
@@ -95,13 +111,25 @@ def test_a_library_of_other_sources_is_refused(forgetful: pytest.MonkeyPatch, tm
 
 def test_without_a_library_the_twins_run(forgetful: pytest.MonkeyPatch, tmp_path: Path) -> None:
     forgetful.setattr(binding, "LIBRARY", tmp_path / "missing.so")
-    forgetful.delenv("SHOAL_CPU_LEVEL", raising=False)
     assert binding.library() is None
     x = torch.randn(3, 10)
-    torch.testing.assert_close(ops.gated_activation(x, "silu"), torch.nn.functional.silu(x[:, :5]) * x[:, 5:])
+    torch.testing.assert_close(eager.gated_activation(x, "silu"), torch.nn.functional.silu(x[:, :5]) * x[:, 5:])
     forgetful.setenv("SHOAL_CPU_LEVEL", "avx2")
     binding.library.cache_clear()
     with pytest.raises(StartError, match="not built"):
+        binding.library()
+
+
+@needs_library
+def test_another_library_can_be_named(forgetful: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    other = tmp_path / "other.so"
+    other.write_bytes(binding.LIBRARY.read_bytes())
+    forgetful.setenv("SHOAL_CPU_LIBRARY", str(other))
+    assert binding.library_path() == other
+    assert binding.library() is not None
+    other.unlink()
+    binding.library.cache_clear()
+    with pytest.raises(StartError, match=r"SHOAL_CPU_LIBRARY=.*other\.so: there is no such file"):
         binding.library()
 
 
@@ -110,8 +138,28 @@ def test_reference_can_be_asked_for(forgetful: pytest.MonkeyPatch) -> None:
     assert binding.library() is None
 
 
-def test_the_report_names_every_operator(capsys: pytest.CaptureFixture[str]) -> None:
-    report.main()
+@needs_library
+@pytest.mark.parametrize("level", ["", "scalar", "reference"])
+def test_the_report_says_what_each_operator_runs_on(
+    forgetful: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], level: str
+) -> None:
+    forgetful.setenv("SHOAL_CPU_LEVEL", level)
+    assert report.main() == 0
     printed = capsys.readouterr().out
+    compiled = binding.library()
+    runs_on = f"torch {torch.__version__}" if compiled is None else f"compiled, {compiled.level}"
     for operator in binding.OPERATORS:
-        assert operator in printed
+        if compiled is None and operator in report.WITHOUT_TWIN:
+            assert re.search(rf"^{operator} +not used", printed, re.MULTILINE)
+        else:
+            assert re.search(rf"^{operator} +{re.escape(runs_on)}", printed, re.MULTILINE)
+    assert compiled is None or all(name in printed for name in compiled.levels())
+
+
+@needs_library
+def test_the_report_says_what_is_wrong(
+    forgetful: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forgetful.setenv("SHOAL_CPU_LEVEL", "sse9")
+    assert report.main() == 1
+    assert "SHOAL_CPU_LEVEL=sse9" in capsys.readouterr().err

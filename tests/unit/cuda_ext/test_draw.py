@@ -2,11 +2,12 @@
 
 import math
 
+import eager
 import pytest
 import torch
 from torch import Tensor
 
-from shoal.cuda_ext import ops, reference
+from shoal.cuda_ext import reference
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 TYPES = {"temperature": torch.float32, "top_k": torch.int64, "top_p": torch.float32, "min_p": torch.float32}
@@ -17,7 +18,7 @@ def draw(logits: Tensor, uniform: Tensor, **sampling: float) -> Tensor:
     columns = {
         name: torch.full((len(logits),), value, dtype=TYPES[name]) for name, value in (OFF | sampling).items()
     }
-    return ops.draw(logits, uniform=uniform, **columns)
+    return eager.draw(logits, uniform=uniform, **columns)
 
 
 def kept_probabilities(logits: Tensor, **sampling: float) -> list[float]:
@@ -91,7 +92,7 @@ def test_it_agrees_with_its_twin(fresh: torch.Generator, vocabulary: int, filter
     logits = torch.randn(rows, vocabulary, generator=fresh) * 3
     uniform = torch.rand(rows, generator=fresh, dtype=torch.float64)
     columns = {name: torch.full((rows,), value, dtype=TYPES[name]) for name, value in (OFF | filters).items()}
-    ours = ops.draw(logits, uniform=uniform, **columns)
+    ours = eager.draw(logits, uniform=uniform, **columns)
     twin = reference.draw(logits, uniform=uniform, **columns)
     # The two round their sums differently: a number within 1e-6 of a token's edge may fall on either side.
     assert (ours != twin).sum() <= 1
@@ -165,14 +166,16 @@ def test_rows_do_not_depend_on_batch_order_or_threads(fresh: torch.Generator) ->
         "min_p": torch.rand(rows, generator=fresh).mul(0.1).where(torch.arange(rows) % 3 > 0, 0.0),
         "uniform": torch.rand(rows, generator=fresh, dtype=torch.float64),
     }
-    together = ops.draw(logits, **columns)
-    alone = [ops.draw(logits[i : i + 1], **{k: v[i : i + 1] for k, v in columns.items()}) for i in range(rows)]
+    together = eager.draw(logits, **columns)
+    alone = [
+        eager.draw(logits[i : i + 1], **{k: v[i : i + 1] for k, v in columns.items()}) for i in range(rows)
+    ]
     assert torch.equal(torch.cat(alone), together)
     order = torch.randperm(rows, generator=fresh)
-    assert torch.equal(ops.draw(logits[order], **{k: v[order] for k, v in columns.items()}), together[order])
+    assert torch.equal(eager.draw(logits[order], **{k: v[order] for k, v in columns.items()}), together[order])
     for threads in (2, 3):
-        ops.set_threads(threads)
-        assert torch.equal(ops.draw(logits, **columns), together)
+        eager.set_threads(threads)
+        assert torch.equal(eager.draw(logits, **columns), together)
 
 
 def test_the_twin_alone_draws_in_shares_too(fresh: torch.Generator) -> None:

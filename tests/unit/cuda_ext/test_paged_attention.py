@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 
+import eager
 import pytest
 import torch
 from torch import Tensor
 
-from shoal.cuda_ext import ops, reference
+from shoal.cuda_ext import reference
 
 pytestmark = pytest.mark.usefixtures("level")
 
@@ -26,10 +27,13 @@ class Case:
     soft_cap: float = 0.0
 
     def run(self) -> Tensor:
-        return ops.paged_attention(**vars(self))
+        return eager.paged_attention(**vars(self))
 
     def truth(self) -> Tensor:
-        doubled = replace(self, q=self.q.double(), k_cache=self.k_cache.double(), v_cache=self.v_cache.double())
+        q, k_cache, v_cache = self.q.double(), self.k_cache, self.v_cache
+        if k_cache.dtype != torch.int8:
+            k_cache, v_cache = k_cache.double(), v_cache.double()
+        doubled = replace(self, q=q, k_cache=k_cache, v_cache=v_cache)
         return reference.paged_attention(**vars(doubled))
 
 
@@ -50,7 +54,7 @@ def make_case(
     blocks = sum(needed) + 3
     order = torch.randperm(blocks, generator=fresh).to(torch.int32)
     tables = torch.zeros(len(rows), max(needed), dtype=torch.int32)
-    caches = [torch.full((blocks, kv_heads, block, dim), float("nan"), dtype=cache_dtype) for _ in range(2)]
+    caches = [torch.full((blocks, kv_heads, block, dim), float("nan")) for _ in range(2)]
     used = 0
     for row, (_, context) in enumerate(rows):
         mine = order[used : used + needed[row]]
@@ -60,13 +64,13 @@ def make_case(
             for i, index in enumerate(mine.tolist()):
                 filled = min(block, context - i * block)
                 values = torch.randn(kv_heads, filled, dim, generator=fresh)
-                cache[index, :, :filled] = values.to(cache_dtype)
+                cache[index, :, :filled] = values
     counts = torch.tensor([0] + [count for count, _ in rows])
     tokens = int(counts.sum())
     return Case(
         q=torch.randn(tokens, heads, dim, generator=fresh),
-        k_cache=caches[0],
-        v_cache=caches[1],
+        k_cache=reference.cached(caches[0], cache_dtype),
+        v_cache=reference.cached(caches[1], cache_dtype),
         block_tables=tables,
         query_starts=counts.cumsum(0).to(torch.int32),
         context_lens=torch.tensor([context for _, context in rows], dtype=torch.int32),
@@ -86,7 +90,7 @@ def assert_true(case: Case) -> None:
     torch.testing.assert_close(actual.double(), truth, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (33, 0.0), (0, 2.0), (7, 20.0)])
 def test_mixed_chunks_and_decodes(
     fresh: torch.Generator, cache_dtype: torch.dtype, window: int, soft_cap: float
@@ -98,6 +102,7 @@ def test_mixed_chunks_and_decodes(
 def test_head_sizes(fresh: torch.Generator, dim: int) -> None:
     assert_true(make_case(fresh, [(1, 77), (30, 90)], dim=dim))
     assert_true(make_case(fresh, [(1, 77), (30, 90)], dim=dim, cache_dtype=torch.bfloat16))
+    assert_true(make_case(fresh, [(1, 77), (30, 90)], dim=dim, cache_dtype=torch.int8))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 1), (9, 3), (7, 7), (14, 2), (71, 1)])
@@ -137,20 +142,23 @@ def alone(case: Case, row: int, first: int, last: int) -> Case:
     )
 
 
-@pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (33, 0.0), (70, 15.0)])
+@pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (33, 0.0), (70, 15.0), (300, 0.0)])
 @pytest.mark.parametrize("dim", [64, 20])
+@pytest.mark.parametrize("before", [50, 700])
 def test_a_row_does_not_depend_on_batch_or_chunking(
-    fresh: torch.Generator, window: int, soft_cap: float, dim: int
+    fresh: torch.Generator, window: int, soft_cap: float, dim: int, before: int
 ) -> None:
+    """Contexts of one section and of several; with several threads a few rows' sections are items of their own."""
     case = make_case(
         fresh,
-        [(1, 90), (150, 200), (2, 30)],
+        [(1, 90), (150, before + 150), (2, 30)],
         window=window,
         soft_cap=soft_cap,
         dim=dim,
         cache_dtype=torch.bfloat16,
     )
     whole = rows_of(case, 1)
+    eager.set_threads(3)
     for step in (150, 1, 7, 64, 149):
         parts = [alone(case, 1, first, min(first + step, 150)).run() for first in range(0, 150, step)]
         assert torch.equal(torch.cat(parts), whole)
@@ -161,7 +169,7 @@ def test_results_do_not_depend_on_threads(fresh: torch.Generator) -> None:
     case = make_case(fresh, [*MIXED, (200, 500)], dim=64)
     expected = case.run()
     for threads in (2, 3):
-        ops.set_threads(threads)
+        eager.set_threads(threads)
         assert torch.equal(case.run(), expected)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from shoal.checkpoint.description import ModelDescription, Rope
+from shoal.cuda_ext.program import Count, Program
 
 SEED = random.randrange(1 << 30)
 LENGTH = 41
@@ -144,13 +145,25 @@ class ThreadGroup:
         self._turn.acquire()
         return everyone
 
-    def add_up(self, x: Tensor) -> Tensor:
-        return torch.stack(self._exchange(x)).sum(0)
+    def add_up(self, program: Program, x: Tensor, rows: Count) -> None:
+        def run() -> None:
+            part = x[: rows.value]
+            part.copy_(torch.stack(self._exchange(part)).sum(0))
 
-    def gather_columns(self, x: Tensor, widths: tuple[int, ...]) -> Tensor | None:
-        parts = self._exchange(x)
-        assert tuple(part.shape[1] for part in parts) == widths
-        return torch.cat(parts, dim=1) if self._rank == 0 else None
+        program.add_function(run)
+
+    def gather_columns(
+        self, program: Program, x: Tensor, widths: tuple[int, ...], rows: Count
+    ) -> Tensor | None:
+        out = torch.zeros(len(x), sum(widths))
+
+        def run() -> None:
+            parts = self._exchange(x[: rows.value])
+            assert tuple(part.shape[1] for part in parts) == widths
+            out[: rows.value] = torch.cat(parts, dim=1)
+
+        program.add_function(run)
+        return out if self._rank == 0 else None
 
     def broadcast(self, x: Tensor) -> None:
         x.copy_(self._exchange(x)[0])

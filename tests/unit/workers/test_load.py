@@ -7,9 +7,10 @@ from msgspec.structs import replace
 from torch.testing import assert_close
 
 from shoal.checkpoint.description import ModelDescription, Rope
+from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.errors import ModelError
 from shoal.workers import load
-from shoal.workers.layers import Parameters
+from shoal.workers.layers import Linear, Parameters
 from shoal.workers.load import load_parameters
 from shoal.workers.parallel import split
 
@@ -35,16 +36,23 @@ TINY = ModelDescription(
 SEED = random.randrange(1 << 30)
 
 
+def only(linear: Linear) -> PackedWeight:
+    """The weight of a matrix that is not of integers."""
+    (part,) = linear.parts
+    assert isinstance(part, PackedWeight)
+    return part
+
+
 def test_qkv_and_gate_up_are_fused_and_norms_offset() -> None:
     source = random_checkpoint(TINY, SEED)
     parameters = load_whole(source, replace(TINY, norm_weight_offset=1.0))
     layer, tensors = parameters.layers[1], source.tensors
     names = [f"model.layers.1.self_attn.{name}_proj" for name in "qkv"]
-    assert_close(layer.attention.qkv.weight.unpack(), torch.cat([tensors[f"{name}.weight"] for name in names]))
+    assert_close(only(layer.attention.qkv).unpack(), torch.cat([tensors[f"{name}.weight"] for name in names]))
     assert layer.attention.qkv.bias is not None
     assert_close(layer.attention.qkv.bias, torch.cat([tensors[f"{name}.bias"] for name in names]))
     gate_up = [tensors[f"model.layers.1.mlp.{name}_proj.weight"] for name in ("gate", "up")]
-    assert_close(layer.ffn.gate_up.weight.unpack(), torch.cat(gate_up))
+    assert_close(only(layer.ffn.gate_up).unpack(), torch.cat(gate_up))
     assert_close(layer.ffn.norm, tensors["model.layers.1.post_attention_layernorm.weight"] + 1)
     assert_close(parameters.head.unpack(), tensors["lm_head.weight"])
     assert numbers_held(parameters) == sum(tensor.numel() for tensor in tensors.values())
@@ -105,7 +113,7 @@ def test_rows_of_gguf_llama_are_reordered_from_pairs_to_halves() -> None:
     for rank in (0, 1):
         expected = load_whole(plain, biased, 2, rank).layers[0].attention.qkv
         found = load_whole(file, biased, 2, rank).layers[0].attention.qkv
-        assert_close(found.weight.unpack(), expected.weight.unpack(), rtol=0, atol=0)
+        assert_close(only(found).unpack(), only(expected).unpack(), rtol=0, atol=0)
         assert_close(found.bias, expected.bias, rtol=0, atol=0)
 
 
@@ -118,7 +126,7 @@ def test_internlm2s_matrix_is_taken_apart_by_kv_head(tp: int) -> None:
         shard = split(description, tp, rank)
         heads = [grouped[head // 3, head % 3] for head in shard.q_heads]
         heads += [grouped[head, 3] for head in shard.kv_heads] + [grouped[head, 4] for head in shard.kv_heads]
-        found = load_whole(source, description, tp, rank).layers[1].attention.qkv.weight.unpack()
+        found = only(load_whole(source, description, tp, rank).layers[1].attention.qkv).unpack()
         assert_close(found, torch.cat(heads), rtol=0, atol=0)
 
 
@@ -175,5 +183,5 @@ def test_the_language_half_of_a_model_that_sees_is_found(root: str) -> None:
     source.tensors = {name.replace("model.", root, 1): tensor for name, tensor in source.tensors.items()}
     source.tensors["vision_tower.encoder.weight"] = torch.zeros(3)
     found = load_whole(source, description)
-    found_weight, expected_weight = (p.layers[1].ffn.down.weight.unpack() for p in (found, expected))
+    found_weight, expected_weight = (only(p.layers[1].ffn.down).unpack() for p in (found, expected))
     assert_close(found_weight, expected_weight, rtol=0, atol=0)

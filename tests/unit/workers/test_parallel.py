@@ -5,6 +5,7 @@ import torch
 from msgspec.structs import replace
 
 from shoal.checkpoint.description import ModelDescription, Rope
+from shoal.cuda_ext.program import Count, Program
 from shoal.errors import ModelError, StartError
 from shoal.workers.parallel import Shard, SoloGroup, form_group, split
 
@@ -95,7 +96,7 @@ def test_one_rank_needs_no_rendezvous() -> None:
     group = form_group(1, 0, "/nowhere/at/all")
     assert isinstance(group, SoloGroup)
     x = torch.randn(3, 5)
-    assert group.add_up(x) is x
-    assert group.gather_columns(x, (5,)) is x
-    group.broadcast(x)
+    group.add_up(Program(), x, Count(3))
+    assert group.gather_columns(Program(), x, (5,), Count(3)) is x
+    group.broadcast(torch.arange(3))
     group.close()

@@ -4,6 +4,15 @@
 #include <cstdint>
 #include <cstdlib>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+constexpr int64_t kFence = 64;  // bytes behind each array, which the sanitizer watches
+#else
+constexpr int64_t kFence = 0;
+#define ASAN_POISON_MEMORY_REGION(start, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(start, bytes)
+#endif
+
 class Arena {
   public:
     // At least ``bytes``, aligned to a cache line; null where there is no memory. What was there is lost.
@@ -31,8 +40,13 @@ class Carver {
     explicit Carver(char* at) : start_(at), at_(0) {}
     template <typename T>
     T* take(int64_t count) {
+        const int64_t bytes = count * int64_t(sizeof(T)), room = Arena::padded(bytes + kFence);
         T* array = start_ ? reinterpret_cast<T*>(start_ + at_) : nullptr;
-        at_ += Arena::padded(count * int64_t(sizeof(T)));
+        if (array) {
+            ASAN_UNPOISON_MEMORY_REGION(start_ + at_, bytes);
+            ASAN_POISON_MEMORY_REGION(start_ + at_ + bytes, room - bytes);
+        }
+        at_ += room;
         return array;
     }
     int64_t taken() const { return at_; }

@@ -7,8 +7,12 @@ constexpr int kTile = 64;           // positions
 constexpr int64_t kSpanRows = 48;   // tokens × query heads of one work item, at most, where one token has fewer
 constexpr int64_t kWidestVec = 16;  // floats
 
+constexpr int64_t kSection = 256;   // positions that are summed up by themselves: whole tiles
+
 struct AttentionSpan {
     int64_t sequence, kv_head, first_token, tokens;
+    int64_t first_section, last_section;
+    float* parts;  // where each section's sums go when sections are items of their own, else null
 };
 
 struct AttentionScratch {
@@ -21,4 +25,9 @@ struct AttentionScratch {
     float* total;        // [rows]
     float* values;       // [kTile, dim rounded up]
     const float** value_rows;  // [kTile]
+    float* key_scales;    // [kTile], of an int8 cache
+    float* value_scales;  // [kTile]
+    float* whole_sums;   // as sums, peak and total: of the sections before
+    float* whole_peak;
+    float* whole_total;
 };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "linear.h"
+#include "linear_quantised.h"
 #include "shoal_cpu.h"
 
 namespace {
@@ -37,7 +38,39 @@ void embed_tokens(const EmbedArgs& a, int64_t begin, int64_t end) {
     }
 }
 
+// A half-precision number in a vector register and out again: each level has the instruction for it, or not.
+INLINE float half_precision(const uint8_t* p) {
+    uint8_t several[kWidth * 2] = {p[0], p[1]};
+    return load_half_precision(several)[0];
+}
+
+void embed_quantised(const EmbedArgs& a, int64_t begin, int64_t end) {
+    const WeightFormat format{a.bits, a.group, a.has_offset != 0};
+    const int64_t groups = format.groups(a.dim), lines = format.lines();
+    for (int64_t token = begin; token < end; token++) {
+        float* out = a.out + token * a.dim;
+        const int64_t row = a.ids[token] - a.first_id, lane = row % kPanel;
+        if (row < 0 || row >= a.rows) {
+            __builtin_memset(out, 0, a.dim * sizeof(float));
+            continue;
+        }
+        const auto* block = static_cast<const uint8_t*>(a.panels) + row / kPanel * groups * format.block_bytes();
+        for (int64_t group = 0; group < groups; group++, block += format.block_bytes()) {
+            const uint8_t* scales = block + lines * kLine + lane * 2;
+            const float scale = half_precision(scales), offset = format.has_offset ? half_precision(scales + 32) : 0.0f;
+            const int64_t first = group * a.group, count = min_of(a.group, a.dim - first);
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t line = a.bits == 4 ? i % 16 / 4 : i / 4;
+                const int code = block[line * kLine + lane * 4 + i % 4];
+                const int value = a.bits == 4 ? (i < 16 ? code & 15 : code >> 4) - format.zero() : code - 128;
+                out[first + i] = (float(value) * scale + offset) * float(a.scale);
+            }
+        }
+    }
+}
+
 void embed(const EmbedArgs& a, int64_t begin, int64_t end) {
+    if (a.bits) return embed_quantised(a, begin, end);
     (a.dtype == kFloat32 ? embed_tokens<float> : embed_tokens<bf16>)(a, begin, end);
 }
 

@@ -1,6 +1,7 @@
 // activation(gate) · up, where a row is the gates followed by the ups.
 #pragma once
 
+#include "quantise.h"
 #include "shoal_cpu.h"
 #include "vec.h"
 
@@ -18,10 +19,8 @@ void gated_activation_rows(const GatedActivationArgs& a, int64_t begin, int64_t 
     for (int64_t row = begin; row < end; row++) {
         const float* gate = a.gate_up + row * a.row_stride;
         const float* up = gate + a.dim;
-        float* out = a.out + row * a.dim;
-        for_each_vec(a.dim, [&](int64_t i, int64_t n) {
-            store_n(out + i, Activate(load_n(gate + i, n)) * load_n(up + i, n), n);
-        });
+        write_row(a.out, a.quantised, row, a.dim,
+                  [&](int64_t i, int64_t n) { return Activate(load_n(gate + i, n)) * load_n(up + i, n); });
     }
 }
 

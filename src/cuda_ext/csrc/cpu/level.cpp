@@ -4,12 +4,14 @@
 #include "embed.h"
 #include "gated_activation.h"
 #include "linear.h"
+#include "linear_quantised.h"
 #include "paged_attention.h"
+#include "quantise.h"
 #include "rms_norm.h"
 #include "rope_write_kv.h"
 #include "weigh_logits.h"
 
 extern const Level SHOAL_LEVEL = {
     rms_norm,  add_rms_norm, rope_write_kv, gated_activation, embed,        pack_weight, lay_tiles,
-    linear,    kMostRows,    paged_attention, find_peak,      weigh_logits, collect,
+    linear,    linear_quantised, quantise, kMostRows,    paged_attention, find_peak,      weigh_logits, collect,
 };

@@ -16,8 +16,11 @@ struct Level {
     void (*pack_weight)(const PackWeightArgs&, int64_t begin, int64_t end);  // panels
     void (*lay_tiles)(const LinearArgs&, const LinearTiles&, float* to, int64_t begin, int64_t end);
     void (*linear)(const LinearArgs&, const LinearTiles&, const LinearSpan&);
+    void (*linear_quantised)(const QuantisedLinearArgs&, const QuantisedSpan&);
+    void (*quantise)(const QuantiseArgs&, int64_t begin, int64_t end);
     int64_t linear_rows;  // at most in a tile
-    void (*paged_attention)(const AttentionArgs&, const AttentionSpan&, const AttentionScratch&);
+    // merges: puts the kept sections of a span together
+    void (*paged_attention)(const AttentionArgs&, const AttentionSpan&, const AttentionScratch&, bool merges);
     Peak (*find_peak)(const float* logits, int64_t count);
     void (*weigh_logits)(const float* logits, int64_t count, float peak, float temperature, float* weights,
                          double* sums);
@@ -26,5 +29,5 @@ struct Level {
 
 extern const Level kScalar;
 #if defined(__x86_64__)
-extern const Level kAvx2, kAvx512;
+extern const Level kAvx2, kAvx512, kAvx512Vnni;
 #endif

@@ -21,8 +21,9 @@ const NamedLevel* levels() {
                              __builtin_cpu_supports("f16c");
     static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    static const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     static const NamedLevel all[] = {
-        {"avx512", &kAvx512, avx512}, {"avx2", &kAvx2, avx2}, {"scalar", &kScalar, true}, {}};
+        {"avx512_vnni", &kAvx512Vnni, vnni}, {"avx512", &kAvx512, avx512}, {"avx2", &kAvx2, avx2}, {"scalar", &kScalar, true}, {}};
 #else
     static const NamedLevel all[] = {{"scalar", &kScalar, true}, {}};
 #endif
@@ -75,7 +76,21 @@ EXPORT int shoal_use_level(const char* name) {
     return 0;
 }
 
-EXPORT void shoal_set_threads(int count) { set_threads(count); }
+// cpus: ``count`` processors that the threads stay on, or null.
+EXPORT void shoal_set_threads(int count, const int* cpus) { set_threads(count, cpus); }
+
+// Runs the calls in order. Returns 0, or where one fails its status + 256 · its index: those after it did not run.
+EXPORT int shoal_run(const Call* calls, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (const int status = calls[i].function(calls[i].args)) return status + int(i) * 256;
+    return kOk;
+}
+
+EXPORT int shoal_quantise(const QuantiseArgs* a) {
+    parallel_ranges(a->rows, rows_a_thread(a->inputs),
+                    [&](int64_t begin, int64_t end) { current_level().quantise(*a, begin, end); });
+    return kOk;
+}
 
 EXPORT int shoal_rms_norm(const RmsNormArgs* a) {
     parallel_ranges(a->outer * a->inner, rows_a_thread(a->dim),

@@ -101,7 +101,7 @@ INLINE void each_sum(const LinearArgs& a, int64_t row, int64_t panel, Sums<Rows,
             for (int v = 0; v < kVecs; v++) {
                 const int64_t output = (panel + p) * kPanel + v * kWidth;
                 const int64_t n = min_of(kWidth, a.outputs - output);
-                if (n > 0) use(sums.of[r][p][v], output, a.out + (row + r) * a.outputs + output, n);
+                if (n > 0) use(sums.of[r][p][v], output, a.out + (row + r) * a.out_stride + output, n);
             }
 }
 

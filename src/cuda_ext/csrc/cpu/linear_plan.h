@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-constexpr int64_t kPanel = 16;  // outputs of a panel
+#include "quantised.h"
 
 // The rows of x, cut into tiles of about the same size: tile i is rows [first(i), first(i + 1)), and lies in
 // memory input by input, its rows side by side.
@@ -16,4 +16,11 @@ struct LinearTiles {
 // One work item: every row of some tiles against some panels.
 struct LinearSpan {
     int64_t first_tile, last_tile, first_panel, last_panel;
+};
+
+constexpr int64_t kMostFactors = 1 << 15;  // rows × groups of a span
+
+// The same for linear_quantised.
+struct QuantisedSpan {
+    int64_t first_row, last_row, first_panel, last_panel;
 };

@@ -28,7 +28,12 @@ int check_sequence(const AttentionArgs& a, int64_t sequence) {
 struct Work {
     int64_t spans = 0;
     int64_t products = 0;  // queries × keys, one head
+    int64_t sections = 0;  // of all spans
 };
+
+int64_t sections_of(const AttentionArgs& a, int64_t sequence) {
+    return (a.context_lens[sequence] + kSection - 1) / kSection;
+}
 
 int measure(const AttentionArgs& a, Work& work) {
     const int64_t step = span_tokens(a);
@@ -38,6 +43,7 @@ int measure(const AttentionArgs& a, Work& work) {
         const int64_t tokens = tokens_of(a, sequence);
         work.spans += (tokens + step - 1) / step * a.kv_heads;
         work.products += tokens * a.context_lens[sequence];
+        work.sections += sections_of(a, sequence) * ((tokens + step - 1) / step * a.kv_heads);
     }
     return kOk;
 }
@@ -48,7 +54,7 @@ void list_spans(const AttentionArgs& a, AttentionSpan* next) {
         const int64_t end = a.query_starts[sequence + 1];
         for (int64_t token = a.query_starts[sequence]; token < end; token += step)
             for (int64_t head = 0; head < a.kv_heads; head++)
-                *next++ = {sequence, head, token, token + step < end ? step : end - token};
+                *next++ = {sequence, head, token, token + step < end ? step : end - token, 0, INT64_MAX / kSection, nullptr};
     }
 }
 
@@ -65,7 +71,46 @@ AttentionScratch carve(Carver& from, const AttentionArgs& a) {
     scratch.total = from.take<float>(rows);
     scratch.values = from.take<float>(kTile * padded_dim);
     scratch.value_rows = from.take<const float*>(kTile);
+    scratch.key_scales = from.take<float>(kTile);
+    scratch.value_scales = from.take<float>(kTile);
+    scratch.whole_sums = from.take<float>(rows * padded_dim);
+    scratch.whole_peak = from.take<float>(rows);
+    scratch.whole_total = from.take<float>(rows);
     return scratch;
+}
+
+constexpr int64_t kSpansAThread = 3;
+
+int attend_by_section(const AttentionArgs& a, const Work& work, int64_t scratch_bytes, char* memory) {
+    static Arena span_memory, item_memory, part_memory;
+    const int64_t padded_dim = (a.dim + kWidestVec - 1) / kWidestVec * kWidestVec;
+    const int64_t part = span_tokens(a) * (a.heads / a.kv_heads) * (padded_dim + 2);  // floats, at most
+    auto* spans = reinterpret_cast<AttentionSpan*>(span_memory.reserve(work.spans * int64_t(sizeof(AttentionSpan))));
+    auto* items = reinterpret_cast<AttentionSpan*>(item_memory.reserve(work.sections * int64_t(sizeof(AttentionSpan))));
+    auto* parts = reinterpret_cast<float*>(part_memory.reserve(work.sections * part * int64_t(sizeof(float))));
+    if (!spans || !items || !parts) return kNoMemory;
+    list_spans(a, spans);
+    AttentionSpan* next = items;
+    for (int64_t i = 0; i < work.spans; i++) {
+        spans[i].parts = parts;
+        const int64_t sections = sections_of(a, spans[i].sequence);
+        parts += sections * part;
+        for (int64_t section = 0; section < sections; section++) {
+            *next = spans[i];
+            next->first_section = section;
+            next->last_section = section + 1;
+            next++;
+        }
+    }
+    const auto run = [&](const AttentionSpan* list, bool merges) {
+        return [&a, list, memory, scratch_bytes, merges](int64_t item, int thread) {
+            Carver mine(memory + thread * scratch_bytes);
+            current_level().paged_attention(a, list[item], carve(mine, a), merges);
+        };
+    };
+    parallel_items(work.sections, true, run(items, false));
+    parallel_items(work.spans, true, run(spans, true));
+    return kOk;
 }
 
 }  // namespace
@@ -77,15 +122,19 @@ extern "C" EXPORT int shoal_paged_attention(const AttentionArgs* args) {
     if (const int status = measure(a, work)) return status;
     Carver size(nullptr);
     carve(size, a);
-    auto* spans = reinterpret_cast<AttentionSpan*>(span_memory.reserve(work.spans * int64_t(sizeof(AttentionSpan))));
     char* memory = scratch_memory.reserve(size.taken() * thread_count());
-    if (!memory || (!spans && work.spans)) return kNoMemory;
+    if (!memory) return kNoMemory;
+    const bool worth_it = work.products * a.heads * a.dim > 1 << 17;
+    // Too few spans to go round: each section becomes an item.
+    if (worth_it && work.spans < kSpansAThread * thread_count() && work.sections > work.spans)
+        return attend_by_section(a, work, size.taken(), memory);
+    auto* spans = reinterpret_cast<AttentionSpan*>(span_memory.reserve(work.spans * int64_t(sizeof(AttentionSpan))));
+    if (!spans && work.spans) return kNoMemory;
     list_spans(a, spans);
 
-    const bool worth_it = work.products * a.heads * a.dim > 1 << 17;
     parallel_items(work.spans, worth_it, [&](int64_t item, int thread) {
         Carver mine(memory + thread * size.taken());
-        current_level().paged_attention(a, spans[item], carve(mine, a));
+        current_level().paged_attention(a, spans[item], carve(mine, a), false);
     });
     return kOk;
 }

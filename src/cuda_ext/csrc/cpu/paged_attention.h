@@ -2,8 +2,9 @@
 //
 // One work item is a few tokens of one sequence and one KV head: its rows are those tokens × the query heads
 // that share the KV head. Keys are walked in tiles of kTile positions that begin at multiples of kTile, a
-// score is one chain of additions over dim, a value sum one chain over positions, and a row skips the tiles
-// it does not see. So a row's result depends on its own query and its own context only: not on the other
+// score is one chain of additions over dim, a value sum one chain over the positions of a section, and a row skips
+// the tiles it does not see. Sections begin at multiples of kSection and are put together in their order, whether
+// one item did them all or each was an item of its own. So a row's result depends on its own query and its own context only: not on the other
 // rows, not on how a prompt was cut into chunks, not on the number of threads.
 #pragma once
 
@@ -53,6 +54,7 @@ INLINE void transpose_pairs(const bf16* const* keys, int64_t d, float* columns) 
 }
 
 INLINE int64_t transpose_paired(const float* const*, int64_t, float*) { return 0; }
+INLINE int64_t transpose_paired(const int8_t* const*, int64_t, float*) { return 0; }
 
 INLINE int64_t transpose_paired(const bf16* const* keys, int64_t dim, float* columns) {
     int64_t d = 0;
@@ -156,11 +158,14 @@ struct AttentionItem {
         const Cache* keys[kTile];
         const Cache* values[kTile];
     };
+    static constexpr bool kHasScales = sizeof(Cache) == 1;
 
     INLINE int64_t position_of(int64_t row) const { return scratch.positions[row]; }
     INLINE int64_t seen_from(int64_t position) const {
         return a.window > 0 ? max_of(0, position - a.window + 1) : 0;
     }
+
+    INLINE bool is_whole() const { return span.parts == nullptr; }
 
     void start() {
         for (int64_t row = 0; row < rows; row++) {
@@ -168,10 +173,33 @@ struct AttentionItem {
                              (span.kv_head * group + row % group) * a.q_head_stride;
             for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(scratch.q + row * a.dim + i, load_n(q + i, n), n); });
             scratch.positions[row] = first_position + row / group;
+            scratch.whole_peak[row] = -__builtin_inff();
+            scratch.whole_total[row] = 0.0f;
+        }
+        __builtin_memset(scratch.whole_sums, 0, rows * stride * sizeof(float));
+    }
+
+    void start_section() {
+        for (int64_t row = 0; row < rows; row++) {
             scratch.peak[row] = -__builtin_inff();
             scratch.total[row] = 0.0f;
         }
         __builtin_memset(scratch.sums, 0, rows * stride * sizeof(float));
+    }
+
+    // Adds a section's sums to those of the sections before it.
+    void add_section(const float* section_sums, const float* peaks, const float* totals) {
+        for (int64_t row = 0; row < rows; row++) {
+            const float before = scratch.whole_peak[row], here = peaks[row], peak = here > before ? here : before;
+            if (here == -__builtin_inff()) continue;
+            const Vec keep = broadcast(exp_one(before - peak)), take = broadcast(exp_one(here - peak));
+            float* sums = scratch.whole_sums + row * stride;
+            const float* more = section_sums + row * stride;
+            for (int64_t d = 0; d < stride; d += kWidth)
+                store(sums + d, fma(load(more + d), take, load(sums + d) * keep));
+            scratch.whole_peak[row] = peak;
+            scratch.whole_total[row] = totals[row] * take[0] + scratch.whole_total[row] * keep[0];
+        }
     }
 
     // Where the tile's positions lie that any row sees; the other entries repeat the first one.
@@ -181,7 +209,8 @@ struct AttentionItem {
         const int32_t* table = a.block_tables + span.sequence * a.table_stride;
         int64_t index = (base + first) / a.block_size, offset = (base + first) % a.block_size;
         for (int64_t j = first; j < last; j++) {
-            const int64_t place = ((int64_t(table[index]) * a.kv_heads + span.kv_head) * a.block_size + offset) * a.dim;
+            const int64_t place = ((int64_t(table[index]) * a.kv_heads + span.kv_head) * a.block_size + offset) *
+                                  cache_row<Cache>(a.dim);
             tile.keys[j] = static_cast<const Cache*>(a.k_cache) + place;
             tile.values[j] = static_cast<const Cache*>(a.v_cache) + place;
             if (++offset == a.block_size) {
@@ -206,6 +235,7 @@ struct AttentionItem {
         Vec peaks = nothing;
         for (int64_t j = from; j < to; j += kWidth) {
             Vec s = load(scores + j) * float(a.scale);
+            if constexpr (kHasScales) s *= load(scratch.key_scales + j);
             if (a.soft_cap != 0) s = tanh_vec(s / float(a.soft_cap)) * float(a.soft_cap);
             const IntVec index = lane + int32_t(j);
             s = select((IntVec)((index >= int32_t(first)) & (index < int32_t(last))), s, nothing);
@@ -217,7 +247,7 @@ struct AttentionItem {
         Vec total = {};
         for (int64_t j = from; j < to; j += kWidth) {
             const Vec weight = exp_vec(load(scores + j) - peak);
-            store(scores + j, weight);
+            store(scores + j, kHasScales ? weight * load(scratch.value_scales + j) : weight);
             total += weight;
         }
         for (int64_t j = 0; j < from; j += kWidth) store(scores + j, Vec{});
@@ -259,6 +289,14 @@ struct AttentionItem {
         }
     }
 
+    // Of an int8 cache: each row's scale lies behind its codes.
+    void read_scales(const TileRows& tile) {
+        for (int64_t j = 0; j < kTile; j++) {
+            __builtin_memcpy(scratch.key_scales + j, tile.keys[j] + a.dim, sizeof(float));
+            __builtin_memcpy(scratch.value_scales + j, tile.values[j] + a.dim, sizeof(float));
+        }
+    }
+
     void tile(int64_t base, const TileRows& here, const TileRows& next) {
         // Rows are in order of position, so those that see something of the tile are [begin, end).
         int64_t begin = 0, end = rows;
@@ -269,6 +307,7 @@ struct AttentionItem {
         const int64_t last = min_of(kTile, position_of(end - 1) + 1 - base);
         const Ahead<Cache> values_ahead{here.values, a.dim}, keys_ahead{next.keys, a.dim};
 
+        if constexpr (kHasScales) read_scales(here);
         transpose_keys(here.keys, first, last, a.dim, scratch.columns, values_ahead);
         for (int64_t row = begin; row < end; row += kRowsAtOnce)
             score_rows_of<kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, scratch.columns,
@@ -285,31 +324,69 @@ struct AttentionItem {
         for (int64_t row = 0; row < rows; row++) {
             const int64_t token = span.first_token + row / group, head = span.kv_head * group + row % group;
             float* out = a.out + (token * a.heads + head) * a.dim;
-            const float* sums = scratch.sums + row * stride;
-            const Vec total = broadcast(scratch.total[row]);
+            const float* sums = scratch.whole_sums + row * stride;
+            const Vec total = broadcast(scratch.whole_total[row]);
             for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(out + i, load(sums + i) / total, n); });
         }
+    }
+
+    // Puts a section's sums where they are merged later.
+    void keep_section(int64_t section) {
+        float* part = span.parts + section * rows * (stride + 2);
+        __builtin_memcpy(part, scratch.sums, rows * stride * sizeof(float));
+        __builtin_memcpy(part + rows * stride, scratch.peak, rows * sizeof(float));
+        __builtin_memcpy(part + rows * (stride + 1), scratch.total, rows * sizeof(float));
     }
 
     void run() {
         start();
         const int64_t last_base = position_of(rows - 1) / kTile * kTile;
-        int64_t base = seen_from(first_position) / kTile * kTile;
+        const int64_t end = min_of(last_base, span.last_section * kSection - kTile);
+        int64_t base = max_of(seen_from(first_position) / kTile * kTile, span.first_section * kSection);
+        if (base > end) return;
         TileRows tiles[2];
         find_rows(base, tiles[0]);
-        for (int which = 0; base <= last_base; base += kTile, which ^= 1) {
-            find_rows(min_of(base + kTile, last_base), tiles[which ^ 1]);
+        start_section();
+        for (int which = 0; base <= end; base += kTile, which ^= 1) {
+            find_rows(min_of(base + kTile, end), tiles[which ^ 1]);
             tile(base, tiles[which], tiles[which ^ 1]);
+            if (base + kTile <= end && (base + kTile) % kSection) continue;
+            if (is_whole())
+                add_section(scratch.sums, scratch.peak, scratch.total);
+            else
+                keep_section(base / kSection);
+            start_section();
+        }
+        if (is_whole()) finish();
+    }
+
+    void merge() {
+        start();
+        const int64_t first = seen_from(first_position) / kSection, last = position_of(rows - 1) / kSection;
+        for (int64_t section = first; section <= last; section++) {
+            const float* part = span.parts + section * rows * (stride + 2);
+            add_section(part, part + rows * stride, part + rows * (stride + 1));
         }
         finish();
     }
 };
 
-void paged_attention(const AttentionArgs& a, const AttentionSpan& span, const AttentionScratch& scratch) {
-    if (a.cache_dtype == kFloat32)
-        AttentionItem<float>{a, span, scratch}.run();
+template <typename Cache>
+void attend(const AttentionArgs& a, const AttentionSpan& span, const AttentionScratch& scratch, bool merges) {
+    AttentionItem<Cache> item{a, span, scratch};
+    if (merges)
+        item.merge();
     else
-        AttentionItem<bf16>{a, span, scratch}.run();
+        item.run();
+}
+
+void paged_attention(const AttentionArgs& a, const AttentionSpan& span, const AttentionScratch& scratch, bool merges) {
+    if (a.cache_dtype == kFloat32)
+        attend<float>(a, span, scratch, merges);
+    else if (a.cache_dtype == kBFloat16)
+        attend<bf16>(a, span, scratch, merges);
+    else
+        attend<int8_t>(a, span, scratch, merges);
 }
 
 }  // namespace

@@ -2,10 +2,12 @@
 #include "parallel.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
-#include <time.h>
 
 #include <atomic>
+
+#include "look_out.h"
 
 namespace {
 
@@ -29,6 +31,7 @@ struct Job {
 Job job;
 int wanted_threads = 1;
 int started_threads = 1;
+std::atomic<int> cpu_of[kMostThreads];  // -1: any
 std::atomic<int> asleep{0};
 std::atomic<bool> caller_sleeps{false};
 pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -37,33 +40,6 @@ pthread_cond_t job_finished = PTHREAD_COND_INITIALIZER;
 
 uint32_t generation_of(uint64_t state) { return uint32_t(state >> 32); }
 uint64_t state_of(uint32_t generation, uint32_t item) { return uint64_t(generation) << 32 | item; }
-
-int64_t now_ns() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return int64_t(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
-}
-
-void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
-// Whether ``happened`` became true within the look-out.
-template <typename Condition>
-bool look_out_for(Condition happened) {
-    const int64_t until = now_ns() + kLookOut_ns;
-    do {
-        for (int i = 0; i < 32; i++) {
-            if (happened()) return true;
-            pause();
-        }
-    } while (now_ns() < until);
-    return false;
-}
 
 void finish_item(uint32_t items) {
     if (job.finished.fetch_add(1) + 1 != items || !caller_sleeps.load()) return;
@@ -102,10 +78,22 @@ void sleep_until_after(uint32_t generation) {
     pthread_mutex_unlock(&mutex);
 }
 
+// Follows what set_threads said last. Where the processor is not to be had, the thread runs where it may.
+int stay_on(int cpu, int before) {
+    if (cpu == before || cpu < 0) return before;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    sched_setaffinity(0, sizeof one, &one);
+    return cpu;
+}
+
 void* help(void* thread) {
-    for (;;) {
+    const auto number = reinterpret_cast<intptr_t>(thread);
+    for (int cpu = -1;;) {
+        cpu = stay_on(cpu_of[number].load(std::memory_order_relaxed), cpu);
         const uint32_t seen = take_items(int(reinterpret_cast<intptr_t>(thread)));
-        if (!look_out_for([seen] { return opened_after(seen); })) sleep_until_after(seen);
+        if (!look_out_for(kLookOut_ns, [seen] { return opened_after(seen); })) sleep_until_after(seen);
     }
     return nullptr;
 }
@@ -143,7 +131,7 @@ void publish(int64_t items, Run run, const void* work) {
 
 void wait_for_finish(uint32_t items) {
     const auto all_finished = [items] { return job.finished.load() == items; };
-    if (look_out_for(all_finished)) return;
+    if (look_out_for(kLookOut_ns, all_finished)) return;
     pthread_mutex_lock(&mutex);
     caller_sleeps = true;
     while (!all_finished()) pthread_cond_wait(&job_finished, &mutex);
@@ -153,7 +141,10 @@ void wait_for_finish(uint32_t items) {
 
 }  // namespace
 
-void set_threads(int count) { wanted_threads = count < 1 ? 1 : count < kMostThreads ? count : kMostThreads; }
+void set_threads(int count, const int* cpus) {
+    wanted_threads = count < 1 ? 1 : count < kMostThreads ? count : kMostThreads;
+    for (int i = 0; i < wanted_threads; i++) cpu_of[i].store(cpus ? cpus[i] : -1, std::memory_order_relaxed);
+}
 
 int thread_count() { return wanted_threads; }
 

@@ -7,7 +7,8 @@
 
 #include <cstdint>
 
-void set_threads(int count);
+// cpus: one a thread, where helpers stay; the first is the caller's own, which goes where it likes. Or null.
+void set_threads(int count, const int* cpus);
 int thread_count();
 
 // Calls run(work, item, thread) for each of [0, items), in any order, on up to thread_count() threads.

@@ -1,6 +1,7 @@
 // RMSNorm of rows, with and without the residual addition. One order of summation: that of the row.
 #pragma once
 
+#include "quantise.h"
 #include "shoal_cpu.h"
 #include "vec.h"
 
@@ -23,13 +24,11 @@ struct SquareSum {
 void rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) {
         const float* x = a.x + row / a.inner * a.outer_stride + row % a.inner * a.inner_stride;
-        float* out = a.out + row * a.dim;
         SquareSum squares;
         for_each_vec(a.dim, [&](int64_t i, int64_t n) { squares.add(load_n(x + i, n), i); });
         const Vec scale = broadcast(squares.scale(a.dim, a.eps));
-        for_each_vec(a.dim, [&](int64_t i, int64_t n) {
-            store_n(out + i, load_n(x + i, n) * scale * load_n(a.weight + i, n), n);
-        });
+        write_row(a.out, a.quantised, row, a.dim,
+                  [&](int64_t i, int64_t n) { return load_n(x + i, n) * scale * load_n(a.weight + i, n); });
     }
 }
 
@@ -37,7 +36,6 @@ void add_rms_norm(const AddRmsNormArgs& a, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) {
         const float* x = a.x + row * a.x_stride;
         float* residual = a.residual + row * a.residual_stride;
-        float* out = a.out + row * a.dim;
         SquareSum squares;
         for_each_vec(a.dim, [&](int64_t i, int64_t n) {
             const Vec sum = load_n(residual + i, n) + load_n(x + i, n);
@@ -45,9 +43,8 @@ void add_rms_norm(const AddRmsNormArgs& a, int64_t begin, int64_t end) {
             squares.add(sum, i);
         });
         const Vec scale = broadcast(squares.scale(a.dim, a.eps));
-        for_each_vec(a.dim, [&](int64_t i, int64_t n) {
-            store_n(out + i, load_n(residual + i, n) * scale * load_n(a.weight + i, n), n);
-        });
+        write_row(a.out, a.quantised, row, a.dim,
+                  [&](int64_t i, int64_t n) { return load_n(residual + i, n) * scale * load_n(a.weight + i, n); });
     }
 }
 

@@ -1,6 +1,7 @@
 // Rotary embedding of q in place, and of k on its way into the cache; v goes into the cache as it is.
 #pragma once
 
+#include "quantise.h"
 #include "shoal_cpu.h"
 #include "vec.h"
 
@@ -22,6 +23,37 @@ INLINE void copy_row(const float* from, Out* to, int64_t count) {
     for_each_vec(count, [&](int64_t i, int64_t n) { store_n(to + i, load_n(from + i, n), n); });
 }
 
+// One scale for the row, behind its codes.
+INLINE void store_codes(const float* row, int64_t dim, int8_t* to) {
+    IntVec sizes = {};
+    for_each_vec(dim, [&](int64_t i, int64_t n) { sizes = larger(sizes, (IntVec)load_n(row + i, n) & 0x7fffffff); });
+    const CodeScale scale = code_scale(max_of_lanes(sizes));
+    for_each_vec(dim, [&](int64_t i, int64_t n) {
+        const ByteVec bytes = __builtin_convertvector(to_codes(load_n(row + i, n), scale), ByteVec);
+        __builtin_memcpy(to + i, &bytes, n);
+    });
+    __builtin_memcpy(to + dim, &scale.scale, sizeof scale.scale);
+}
+
+constexpr int64_t kMostDim = 1024;
+
+INLINE void write_heads(const float* k, const float* v, const float* cos_sin, const RopeWriteKvArgs& a, int8_t* k_to,
+                        int8_t* v_to) {
+    float row[kMostDim];
+    rotate_head(k, row, cos_sin, a.rotary_dim / 2);
+    copy_row(k + a.rotary_dim, row + a.rotary_dim, a.dim - a.rotary_dim);
+    store_codes(row, a.dim, k_to);
+    store_codes(v, a.dim, v_to);
+}
+
+template <typename Cache>
+INLINE void write_heads(const float* k, const float* v, const float* cos_sin, const RopeWriteKvArgs& a, Cache* k_to,
+                        Cache* v_to) {
+    rotate_head(k, k_to, cos_sin, a.rotary_dim / 2);
+    copy_row(k + a.rotary_dim, k_to + a.rotary_dim, a.dim - a.rotary_dim);
+    copy_row(v, v_to, a.dim);
+}
+
 template <typename Cache>
 void rope_write_kv_tokens(const RopeWriteKvArgs& a, int64_t begin, int64_t end) {
     const int64_t half = a.rotary_dim / 2;
@@ -35,19 +67,21 @@ void rope_write_kv_tokens(const RopeWriteKvArgs& a, int64_t begin, int64_t end) 
         const float* k = a.k + token * a.k_token_stride;
         const float* v = a.v + token * a.v_token_stride;
         for (int64_t head = 0; head < a.kv_heads; head++) {
-            const int64_t place = ((block * a.kv_heads + head) * a.block_size + offset) * a.dim;
-            Cache* k_to = static_cast<Cache*>(a.k_cache) + place;
-            Cache* v_to = static_cast<Cache*>(a.v_cache) + place;
-            const float* k_from = k + head * a.k_head_stride;
-            rotate_head(k_from, k_to, cos_sin, half);
-            copy_row(k_from + a.rotary_dim, k_to + a.rotary_dim, a.dim - a.rotary_dim);
-            copy_row(v + head * a.v_head_stride, v_to, a.dim);
+            const int64_t row = (block * a.kv_heads + head) * a.block_size + offset;
+            const int64_t place = row * cache_row<Cache>(a.dim);
+            write_heads(k + head * a.k_head_stride, v + head * a.v_head_stride, cos_sin, a,
+                        static_cast<Cache*>(a.k_cache) + place, static_cast<Cache*>(a.v_cache) + place);
         }
     }
 }
 
 void rope_write_kv(const RopeWriteKvArgs& a, int64_t begin, int64_t end) {
-    (a.cache_dtype == kFloat32 ? rope_write_kv_tokens<float> : rope_write_kv_tokens<bf16>)(a, begin, end);
+    if (a.cache_dtype == kFloat32)
+        rope_write_kv_tokens<float>(a, begin, end);
+    else if (a.cache_dtype == kBFloat16)
+        rope_write_kv_tokens<bf16>(a, begin, end);
+    else
+        rope_write_kv_tokens<int8_t>(a, begin, end);
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1 };
+enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 enum Activation : int64_t { kSilu = 0, kGeluTanh = 1 };
 enum Status : int {
     kOk = 0,
@@ -18,20 +18,23 @@ enum Status : int {
     kBlockOutside = 3,
     kNoMemory = 4,
     kContextTooShort = 5,
+    kPeerLost = 6,
 };
 
-// x: [outer, inner, dim] → out: contiguous
+// x: [outer, inner, dim] → out: contiguous, or quantised rows of dim, or both; the other is null
 struct RmsNormArgs {
     float* out;
+    void* quantised;
     const float* x;
     const float* weight;
     int64_t outer, inner, dim, outer_stride, inner_stride;
     double eps;
 };
 
-// residual: [rows, dim] += x; out = normalised residual, contiguous
+// residual: [rows, dim] += x; out = normalised residual, as in RmsNormArgs
 struct AddRmsNormArgs {
     float* out;
+    void* quantised;
     float* residual;
     const float* x;
     const float* weight;
@@ -39,7 +42,8 @@ struct AddRmsNormArgs {
     double eps;
 };
 
-// caches: [blocks, kv_heads, block_size, dim], contiguous
+// caches: [blocks, kv_heads, block_size, dim], contiguous; of int8, each row of dim codes is followed by its scale, a
+// float
 struct RopeWriteKvArgs {
     float* q;
     const float* k;
@@ -68,9 +72,10 @@ struct AttentionArgs {
     double scale, soft_cap;
 };
 
-// gate_up: [rows, 2 * dim] → out: [rows, dim], contiguous
+// gate_up: [rows, 2 * dim] → out: [rows, dim], as in RmsNormArgs
 struct GatedActivationArgs {
     float* out;
+    void* quantised;
     const float* gate_up;
     int64_t rows, dim, row_stride, kind;
 };
@@ -83,22 +88,80 @@ struct PackWeightArgs {
     int64_t rows, words, row_stride;
 };
 
-// out: [rows, outputs], contiguous; bias: [outputs] or null
+// out: [rows, outputs], rows out_stride apart; bias: [outputs] or null
 struct LinearArgs {
     float* out;
     const float* x;
     const void* panels;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, dtype;
+    int64_t rows, inputs, outputs, row_stride, out_stride, dtype;
 };
 
-// panels: of linear; out: [tokens, dim], contiguous
+// x: [rows, inputs] → quantised: rows as quantised.h lays them out
+struct QuantiseArgs {
+    void* quantised;
+    const float* x;
+    int64_t rows, inputs, row_stride;
+};
+
+// x: rows of quantise; panels: of pack_quantised; out: [rows, outputs], rows out_stride apart; bias: [outputs] or null
+struct QuantisedLinearArgs {
+    float* out;
+    void* x;
+    const void* panels;
+    const float* bias;
+    int64_t rows, inputs, outputs, out_stride, bits, group, has_offset;
+};
+
+// codes: [rows, groups, group]; scales and offsets: half precision [rows, groups], offsets or null
+struct PackQuantisedArgs {
+    void* panels;
+    const uint8_t* codes;
+    const uint16_t* scales;
+    const uint16_t* offsets;
+    int64_t rows, groups, bits, group;
+};
+
+// panels: of linear, or of linear_quantised where bits is not 0; out: [tokens, dim], contiguous
 struct EmbedArgs {
     float* out;
     const int64_t* ids;
     const void* panels;
-    int64_t tokens, rows, dim, first_id, dtype;
+    int64_t tokens, rows, dim, first_id, dtype, bits, group, has_offset;
     double scale;
+};
+
+constexpr int64_t kMostRanks = 64;
+
+// A rank among those that share a region.
+struct RegionMember {
+    int64_t rank, ranks, chunk;  // chunk: floats that a rank puts into the region at once
+    int64_t exits[kMostRanks];   // pidfds of the ranks' processes, or -1
+};
+
+// x: [rows, columns], contiguous; becomes the sum of every rank's. member: a RegionMember
+struct AllReduceArgs {
+    float* x;
+    void* region;
+    const void* member;
+    int64_t rows, columns;
+};
+
+// x: [rows, the rank's width], contiguous → out: [rows, sum of widths], contiguous, or null where a rank needs it not.
+// widths: one a rank; member: a RegionMember
+struct GatherColumnsArgs {
+    float* out;
+    const float* x;
+    const int64_t* widths;
+    void* region;
+    const void* member;
+    int64_t rows;
+};
+
+// One operator's function and its struct; shoal_run runs many.
+struct Call {
+    int (*function)(const void* args);
+    const void* args;
 };
 
 // logits: [rows, vocabulary]; the other inputs and ids: [rows]. ids: -1 where logits hold NaN, +inf or only -inf.

@@ -92,6 +92,20 @@ INLINE Vec load(const bf16* p) {
     return widen(h);
 }
 
+typedef int8_t ByteVec __attribute__((vector_size(kWidth)));
+
+INLINE Vec load(const int8_t* p) {
+    ByteVec bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
+}
+
+// Elements from one row of a cache to the next: an int8 row's scale lies behind its codes.
+template <typename Cache>
+INLINE int64_t cache_row(int64_t dim) {
+    return sizeof(Cache) == 1 ? dim + int64_t(sizeof(float)) : dim;
+}
+
 // The first n (< kWidth) elements; the other lanes are zero.
 template <typename T>
 INLINE Vec load_part(const T* p, int64_t n) {

@@ -1,20 +1,21 @@
-"""Ranks as processes over gloo: the logits of one rank, and a lost peer that ends the group but not the others."""
+"""Ranks as processes: the logits of one rank, and a lost peer that ends the group but not the others."""
 
 import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from decoding import Driver, Sequence, load_whole, random_checkpoint
-from gloo_rank import DESCRIPTION, LENGTH, prompt
+from host_rank import DESCRIPTION, LENGTH, prompt
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-SCRIPT = Path(__file__).parent.parent / "gloo_rank.py"
+SCRIPT = Path(__file__).parent.parent / "host_rank.py"
 SEED = random.randrange(1 << 30)
 
 
@@ -55,3 +56,28 @@ def test_a_dead_peer_is_noticed_at_once_and_its_successor_joins_a_new_group(tmp_
             assert (survivor.wait(60), successor.wait(60)) == (0, 0)
     assert float((tmp_path / "noticed0").read_text()) < 20
     check_logits(tmp_path)
+
+
+def wait_for_file(path: Path) -> None:
+    until_s = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until_s, path
+        time.sleep(0.01)
+
+
+def test_a_rank_killed_in_the_middle_of_a_sum_is_noticed_and_leaves_nothing(tmp_path: Path) -> None:
+    before = set(Path("/dev/shm").iterdir())
+    with (
+        started_rank(0, 3, tmp_path, "endless") as first,
+        started_rank(1, 3, tmp_path, "endless") as mortal,
+        started_rank(2, 3, tmp_path, "endless") as third,
+    ):
+        for rank in range(3):
+            wait_for_file(tmp_path / f"adding{rank}")
+        time.sleep(random.uniform(0, 0.05))
+        mortal.kill()
+        killed_at_s = time.monotonic()
+        assert (first.wait(20), third.wait(20)) == (0, 0)
+    for rank in (0, 2):
+        assert float((tmp_path / f"noticed_at{rank}").read_text()) - killed_at_s < 2
+    assert set(Path("/dev/shm").iterdir()) <= before

@@ -1,0 +1,76 @@
+// Launchers of linear_quantised and pack_quantised: cut rows and panels into work items for the threads.
+#include <cstring>
+
+#include "level.h"
+#include "library.h"
+#include "parallel.h"
+
+namespace {
+
+constexpr int64_t kMostRowsAnItem = 64;        // whose codes stay in the second-level cache
+constexpr int64_t kProductsAnItem = 1 << 18;   // below, handing it out costs more than it saves
+constexpr int64_t kItemsAThread = 4;           // so that a thread that is held up has less to do
+
+int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
+
+int64_t cut(int64_t items, int64_t part, int64_t parts) { return items * part / parts; }
+
+int64_t pieces_of(const QuantisedLinearArgs& a, int64_t panels, int64_t row_blocks) {
+    if (thread_count() < 2) return 1;
+    const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / row_blocks;
+    const int64_t wanted = (thread_count() * kItemsAThread + row_blocks - 1) / row_blocks;
+    const int64_t pieces = useful < wanted ? useful : wanted;
+    return at_least_one(pieces < panels ? pieces : panels);
+}
+
+// One group of one output into its panel's block.
+void place(const PackQuantisedArgs& a, const WeightFormat& format, int64_t output, int64_t group) {
+    const int64_t lane = output % kPanel, at = output * a.groups + group;
+    auto* block = static_cast<uint8_t*>(a.panels) +
+                  (output / kPanel * a.groups + group) * format.block_bytes();
+    const uint8_t* codes = a.codes + at * a.group;
+    for (int64_t i = 0; i < a.group; i++) {
+        uint8_t* to = block + (a.bits == 4 ? i % 16 / 4 : i / 4) * kLine + lane * 4 + i % 4;
+        if (a.bits == 8)
+            *to = codes[i];
+        else if (i < 16)
+            *to = uint8_t(codes[i] | codes[i + 16] << 4);
+    }
+    uint8_t* scales = block + format.lines() * kLine + lane * 2;
+    std::memcpy(scales, a.scales + at, 2);
+    if (format.has_offset) std::memcpy(scales + 32, a.offsets + at, 2);
+}
+
+}  // namespace
+
+extern "C" {
+
+EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
+    const QuantisedLinearArgs& a = *args;
+    if (a.rows == 0 || a.outputs == 0) return kOk;
+    const int64_t panels = (a.outputs + kPanel - 1) / kPanel;
+    const int64_t groups = WeightFormat{a.bits, a.group, false}.groups(a.inputs);
+    if (groups > kMostFactors) return kNoMemory;
+    const int64_t fitting = kMostFactors / at_least_one(groups);
+    const int64_t rows = fitting < kMostRowsAnItem ? fitting : kMostRowsAnItem;
+    const int64_t blocks = (a.rows + rows - 1) / rows, pieces = pieces_of(a, panels, blocks);
+    parallel_items(blocks * pieces, true, [&](int64_t item, int) {
+        const int64_t piece = item / blocks, block = item % blocks;
+        current_level().linear_quantised(a, {cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),
+                                             cut(panels, piece, pieces), cut(panels, piece + 1, pieces)});
+    });
+    return kOk;
+}
+
+// Codes of W8 are those of the weights + 128. The last panel's missing outputs stay what they were: zero.
+EXPORT int shoal_pack_quantised(const PackQuantisedArgs* args) {
+    const PackQuantisedArgs& a = *args;
+    const WeightFormat format{a.bits, a.group, a.offsets != nullptr};
+    parallel_ranges(a.rows, (1 << 16) / at_least_one(a.groups * a.group) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t output = begin; output < end; output++)
+            for (int64_t group = 0; group < a.groups; group++) place(a, format, output, group);
+    });
+    return kOk;
+}
+
+}  // extern "C"

@@ -1,0 +1,269 @@
+// x · weightᵀ + bias where both are integers (quantised.h): each group's products are added up exactly, and each
+// result is one chain over the groups in their order: two fused multiply-adds a group (one without offsets), the
+// bias last. So it depends neither on the other rows nor on the number of threads nor on the level.
+#pragma once
+
+#include "linear_plan.h"
+#include "quantised.h"
+#include "shoal_cpu.h"
+#include "vec.h"
+
+namespace {
+
+constexpr int kPanelVecs = int(kPanel) / kWidth;
+
+typedef uint8_t CodeVec __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t HalfPanel __attribute__((vector_size(kWidth * 2)));
+
+INLINE IntVec load_line(const uint8_t* p) {
+    IntVec v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE IntVec four_codes(const int8_t* x) {
+    int32_t word;
+    __builtin_memcpy(&word, x, sizeof word);
+    return word - IntVec{};
+}
+
+// Half-precision scales or offsets of kWidth outputs.
+INLINE Vec load_half_precision(const uint8_t* p) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+    HalfVec h;
+    __builtin_memcpy(&h, p, sizeof h);
+    const BitVec bits = __builtin_convertvector(h, BitVec);
+    const BitVec magnitude = bits & 0x7fff;
+    // Exponent and mantissa move to their places; a product with 2^112 mends the exponent, subnormals included.
+    const Vec scaled = (Vec)(magnitude << 13) * broadcast(5.192296858534828e33f);
+    const BitVec special = (BitVec)(magnitude >= 0x7c00);
+    const BitVec value = ((BitVec)scaled & ~special) | (((magnitude << 13) | 0x7f800000) & special);
+    return (Vec)(value | (bits & 0x8000) << 16);
+#endif
+}
+
+// --- sums of products of codes: weights w against activations x, four inputs a lane ---
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX512F__)
+typedef __m512i Bytes;
+INLINE Bytes multiply_add_bytes(Bytes u, Bytes s) { return _mm512_maddubs_epi16(u, s); }
+INLINE Bytes add_words(Bytes a, Bytes b) { return _mm512_add_epi16(a, b); }
+INLINE IntVec widen_words(Bytes a) { return (IntVec)_mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
+#else
+typedef __m256i Bytes;
+INLINE Bytes multiply_add_bytes(Bytes u, Bytes s) { return _mm256_maddubs_epi16(u, s); }
+INLINE Bytes add_words(Bytes a, Bytes b) { return _mm256_add_epi16(a, b); }
+INLINE IntVec widen_words(Bytes a) { return (IntVec)_mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
+#endif
+#endif
+
+// Weights from 0 to 15. Up to 8 calls of add for one group.
+struct SmallDot {
+#if defined(__AVX512VNNI__)
+    IntVec sum = {};
+    INLINE void add(IntVec w, IntVec x) { sum = (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
+    INLINE IntVec total() const { return sum; }
+#elif defined(__AVX2__)
+    Bytes sum = {};  // 16 bits a lane: 8 · 2 · 15 · 127 fits
+    INLINE void add(IntVec w, IntVec x) { sum = add_words(sum, multiply_add_bytes((Bytes)w, (Bytes)x)); }
+    INLINE IntVec total() const { return widen_words(sum); }
+#else
+    IntVec sum = {};
+    INLINE void add(IntVec w, IntVec x) {
+        for (int byte = 0; byte < 4; byte++) sum += (w >> (8 * byte) & 0xff) * (x << (24 - 8 * byte) >> 24);
+    }
+    INLINE IntVec total() const { return sum; }
+#endif
+};
+
+// Weights from 0 to 255 that stand for −128 to 127; ``x_sum`` is the sum of the activations of all calls.
+struct WideDot {
+#if defined(__AVX512VNNI__)
+    IntVec sum = {};
+    INLINE void add(IntVec w, IntVec x) { sum = (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
+    INLINE IntVec total(int32_t x_sum) const { return sum - 128 * x_sum; }
+#elif defined(__AVX2__)
+    // 16 bits hold two products of 8 bits with 7, but not more: low and high halves of the weight apart.
+    Bytes low = {}, high = {};
+    INLINE void add(IntVec w, IntVec x) {
+        low = add_words(low, multiply_add_bytes((Bytes)(w & 0x0f0f0f0f), (Bytes)x));
+        high = add_words(high, multiply_add_bytes((Bytes)((w >> 4) & 0x0f0f0f0f), (Bytes)x));
+    }
+    INLINE IntVec total(int32_t x_sum) const { return widen_words(low) + (widen_words(high) << 4) - 128 * x_sum; }
+#else
+    IntVec sum = {};
+    INLINE void add(IntVec w, IntVec x) {
+        for (int byte = 0; byte < 4; byte++) sum += (w >> (8 * byte) & 0xff) * (x << (24 - 8 * byte) >> 24);
+    }
+    INLINE IntVec total(int32_t x_sum) const { return sum - 128 * x_sum; }
+#endif
+};
+
+// --- what a tile's rows bring besides their codes ---
+
+// For each block of inputs the rows' scales, scale · sum, and sums of codes, side by side: one tile after the other.
+struct Factors {
+    float* scales;
+    float* scaled_sums;
+    int32_t* sums;
+};
+
+struct FactorMemory {
+    float scales[kMostFactors], scaled_sums[kMostFactors];
+    int32_t sums[kMostFactors];
+};
+
+// The factors of ``count`` rows from ``first`` on, with blocks of Group inputs.
+template <int Group>
+INLINE Factors lay_factors(const QuantisedLinearArgs& a, int64_t first, int64_t count, const Factors& into) {
+    const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
+    for (int64_t r = 0; r < count; r++) {
+        const QuantisedRow row = QuantisedRow::at(a.x, first + r, a.inputs);
+        for (int64_t group = 0; group < groups; group++) {
+            const int64_t at = group * count + r, x_group = group * Group / kGroup;
+            const int32_t* half_sums = row.half_sums + group * Group / 16;
+            into.scales[at] = row.scales[x_group];
+            into.sums[at] = Group == 16 ? half_sums[0] : half_sums[0] + half_sums[1];
+            into.scaled_sums[at] = Group == 16 ? row.scales[x_group] * float(half_sums[0]) : row.scaled_sums[x_group];
+        }
+    }
+    return into;
+}
+
+// --- a tile: some rows against one panel ---
+
+template <int Bits, int Group>
+struct QuantisedBlock {
+    static constexpr int kLines = Group * Bits / 32;
+
+    // The sums of products of one block with Rows rows, for the panel's vec-th vector of outputs.
+    template <int Rows>
+    static INLINE void products(const uint8_t* block, const int8_t* codes, int64_t row_bytes, const int32_t* x_sums,
+                                int vec, int zero, IntVec (&sums)[Rows]) {
+        const uint8_t* line = block + vec * kWidth * 4;
+        if constexpr (Bits == 4) {
+            SmallDot dots[Rows];
+#pragma GCC unroll 4
+            for (int i = 0; i < kLines; i++) {
+                const IntVec both = load_line(line + i * kLine);
+                const IntVec low = both & 0x0f0f0f0f, high = both >> 4 & 0x0f0f0f0f;
+#pragma GCC unroll 12
+                for (int r = 0; r < Rows; r++) {
+                    const int8_t* x = codes + r * row_bytes + 4 * i;
+                    dots[r].add(low, four_codes(x));
+                    dots[r].add(high, four_codes(x + 16));
+                }
+            }
+#pragma GCC unroll 12
+            for (int r = 0; r < Rows; r++) sums[r] = zero ? dots[r].total() - zero * x_sums[r] : dots[r].total();
+        } else {
+            WideDot dots[Rows];
+#pragma GCC unroll 8
+            for (int i = 0; i < kLines; i++) {
+                const IntVec w = load_line(line + i * kLine);
+#pragma GCC unroll 12
+                for (int r = 0; r < Rows; r++) dots[r].add(w, four_codes(codes + r * row_bytes + 4 * i));
+            }
+#pragma GCC unroll 12
+            for (int r = 0; r < Rows; r++) sums[r] = dots[r].total(x_sums[r]);
+        }
+    }
+
+    template <int Rows>
+    static INLINE void add_block(const uint8_t* block, const int8_t* codes, int64_t row_bytes, const Factors& x,
+                                 const WeightFormat& format, Vec (&sums)[Rows][kPanelVecs]) {
+        const uint8_t* scales = block + kLines * kLine;
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVecs; v++) {
+            IntVec products_of[Rows];
+            products<Rows>(block, codes, row_bytes, x.sums, v, format.zero(), products_of);
+            const Vec scale = load_half_precision(scales + v * kWidth * 2);
+#pragma GCC unroll 12
+            for (int r = 0; r < Rows; r++)
+                sums[r][v] = fused(__builtin_convertvector(products_of[r], Vec), scale * x.scales[r], sums[r][v]);
+            if (format.has_offset) {
+                const Vec offset = load_half_precision(scales + 32 + v * kWidth * 2);
+#pragma GCC unroll 12
+                for (int r = 0; r < Rows; r++) sums[r][v] = fused(offset, broadcast(x.scaled_sums[r]), sums[r][v]);
+            }
+        }
+    }
+
+    template <int Rows>
+    static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, Factors x, int64_t row, int64_t panel) {
+        const WeightFormat format{Bits, Group, a.has_offset != 0};
+        const int64_t groups = format.groups(a.inputs), bytes = format.block_bytes();
+        const int64_t row_bytes = QuantisedRow::bytes(a.inputs);
+        const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * groups * bytes;
+        const int8_t* codes = QuantisedRow::at(a.x, row, a.inputs).codes;
+        Vec sums[Rows][kPanelVecs] = {};
+        for (int64_t group = 0; group < groups; group++) {
+            add_block<Rows>(block, codes, row_bytes, x, format, sums);
+            block += bytes;
+            codes += Group;
+            x = {x.scales + Rows, x.scaled_sums + Rows, x.sums + Rows};
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < kPanelVecs; v++) {
+                const int64_t output = panel * kPanel + v * kWidth, n = min_of(kWidth, a.outputs - output);
+                if (n <= 0) continue;
+                const Vec sum = a.bias ? sums[r][v] + load_n(a.bias + output, n) : sums[r][v];
+                store_n(a.out + (row + r) * a.out_stride + output, sum, n);
+            }
+    }
+
+    // The number of rows becomes a constant.
+    template <int Rows>
+    static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const Factors& x, int64_t row,
+                               int64_t panel) {
+        if constexpr (Rows > 1)
+            if (count < Rows) return tile_of<Rows - 1>(count, a, x, row, panel);
+        tile<Rows>(a, x, row, panel);
+    }
+};
+
+constexpr int kTileRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
+
+INLINE FactorMemory& factor_memory() {
+    static thread_local FactorMemory memory;
+    return memory;
+}
+
+template <int Bits, int Group>
+void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
+    const int64_t count = span.last_row - span.first_row, tiles = (count + kTileRows - 1) / kTileRows;
+    const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
+    FactorMemory& memory = factor_memory();
+    const auto factors_of = [&](int64_t row) {
+        const int64_t at = row * groups;
+        return Factors{memory.scales + at, memory.scaled_sums + at, memory.sums + at};
+    };
+    const auto first_of = [&](int64_t tile) { return count * tile / tiles; };
+    for (int64_t tile = 0; tile < tiles; tile++)
+        lay_factors<Group>(a, span.first_row + first_of(tile), first_of(tile + 1) - first_of(tile),
+                           factors_of(first_of(tile)));
+    for (int64_t panel = span.first_panel; panel < span.last_panel; panel++)
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t first = first_of(tile), rows = first_of(tile + 1) - first;
+            QuantisedBlock<Bits, Group>::template tile_of<kTileRows>(rows, a, factors_of(first), span.first_row + first,
+                                                                     panel);
+        }
+}
+
+void linear_quantised(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
+    if (a.bits == 4)
+        quantised_span<4, 32>(a, span);
+    else if (a.group == 32)
+        quantised_span<8, 32>(a, span);
+    else
+        quantised_span<8, 16>(a, span);
+}
+
+}  // namespace

@@ -1,0 +1,46 @@
+// How rows of activations and panels of weights lie when both are integers.
+//
+// A row of activations: int8 codes, one scale for each 32 of them (its last group is padded with zeros). A weight:
+// panels of 16 outputs; a panel is one block after the other, a block a group of inputs of all 16 outputs:
+//   W8, groups of 32 or 16: a line of 64 bytes for each 4 inputs, 4 bytes an output, each code + 128
+//   W4, groups of 32: line i holds inputs 4i to 4i + 3 in the low halves, inputs 16 + 4i to 19 + 4i in the high ones
+// and then 16 half-precision scales and, with offsets, 16 half-precision offsets. A weight is scale · (code − zero) +
+// offset; zero is 8 for W4 without offsets and 0 otherwise.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+constexpr int64_t kPanel = 16;   // outputs
+constexpr int64_t kGroup = 32;   // activations under one scale
+constexpr int64_t kLine = 64;    // bytes: 4 inputs of a panel, or 8 with half a byte each
+
+struct WeightFormat {
+    int64_t bits, group;
+    bool has_offset;
+
+    constexpr int64_t lines() const { return group * bits / 32; }
+    constexpr int64_t block_bytes() const { return lines() * kLine + (has_offset ? 64 : 32); }
+    constexpr int64_t groups(int64_t inputs) const { return (inputs + kGroup - 1) / kGroup * kGroup / group; }
+    constexpr int64_t panel_bytes(int64_t inputs) const { return groups(inputs) * block_bytes(); }
+    constexpr int zero() const { return bits == 4 && !has_offset ? 8 : 0; }
+};
+
+// A row: codes [groups · 32], scales [groups], scale · sum of the group's codes [groups], sums of 16 codes
+// [groups · 2]; padded to whole cache lines.
+struct QuantisedRow {
+    int8_t* codes;
+    float* scales;
+    float* scaled_sums;
+    int32_t* half_sums;
+
+    static int64_t groups(int64_t inputs) { return (inputs + kGroup - 1) / kGroup; }
+    static int64_t bytes(int64_t inputs) { return (groups(inputs) * (kGroup + 16) + 63) / 64 * 64; }
+
+    static QuantisedRow at(void* rows, int64_t row, int64_t inputs) {
+        const int64_t n = groups(inputs);
+        char* start = static_cast<char*>(rows) + row * bytes(inputs);
+        auto* scales = reinterpret_cast<float*>(start + n * kGroup);
+        return {reinterpret_cast<int8_t*>(start), scales, scales + n, reinterpret_cast<int32_t*>(scales + 2 * n)};
+    }
+};

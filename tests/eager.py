@@ -1,0 +1,79 @@
+"""The operators, run at once: a program of one operator each, with fresh buffers for what it gives."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.cuda_ext import ops
+from shoal.cuda_ext.ops import Activation, Activations
+from shoal.cuda_ext.packed_weight import PackedWeight
+from shoal.cuda_ext.program import Program
+from shoal.cuda_ext.quantised import QuantisedRows, QuantisedWeight
+
+set_threads = ops.set_threads
+Weight = PackedWeight | QuantisedWeight
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    program, out = Program(), torch.full((x.numel() // x.shape[-1], x.shape[-1]), torch.nan)
+    ops.rms_norm(program, Activations(out), x, weight, eps)
+    program.run()
+    return out.view(x.shape)
+
+
+def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    program, out = Program(), torch.full(residual.shape, torch.nan)
+    ops.add_rms_norm(program, Activations(out), residual, x, weight, eps)
+    program.run()
+    return out
+
+
+def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
+    program, out = Program(), torch.full((len(gate_up), gate_up.shape[1] // 2), torch.nan)
+    ops.gated_activation(program, Activations(out), gate_up, kind)
+    program.run()
+    return out
+
+
+def quantise(x: Tensor) -> QuantisedRows:
+    program, out = Program(), QuantisedRows.empty(*x.shape)
+    ops.quantise(program, out, x)
+    program.run()
+    return out
+
+
+def rope_write_kv(*arguments: Tensor) -> None:
+    program = Program()
+    ops.rope_write_kv(program, *arguments)
+    program.run()
+
+
+def paged_attention(q: Tensor, *arguments: Any, **others: Any) -> Tensor:
+    program, out = Program(), torch.full(q.shape, torch.nan)
+    ops.paged_attention(program, out, q, *arguments, **others)
+    program.run()
+    return out
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """Quantises ``x`` first where the weight wants it."""
+    program, out = Program(), torch.full((len(x), weight.rows), torch.nan)
+    quantised = quantise(x) if isinstance(weight, QuantisedWeight) else None
+    ops.linear(program, out, Activations(x, quantised), weight, bias)
+    program.run()
+    return out
+
+
+def embed(ids: Tensor, weight: Weight, scale: float = 1.0, first_id: int = 0) -> Tensor:
+    program, out = Program(), torch.full((len(ids), weight.columns), torch.nan)
+    ops.embed(program, out, ids, weight, scale, first_id)
+    program.run()
+    return out
+
+
+def draw(logits: Tensor, **columns: Tensor) -> Tensor:
+    program, ids = Program(), torch.full((len(logits),), -9, dtype=torch.int64)
+    ops.draw(program, ids, logits, **columns)
+    program.run()
+    return ids
