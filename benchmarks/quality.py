@@ -4,8 +4,8 @@
 
 A public-domain novel is put through every model as the same token ids in the same windows (teacher forcing), each of
 which starts afresh. The reference is our decoder with every weight of the file as a float32, and a float32 cache.
-llama.cpp and the text are built and downloaded under --cache the first time. Ctrl-C ends the windows early. Tables go to stdout, progress to
-stderr.
+llama.cpp and the text are built and downloaded under --cache the first time. Ctrl-C ends the windows early. Tables go
+to stdout, progress to stderr.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from shoal.config import CacheDtype, Quantization
 from shoal.cuda_ext import ops
 from shoal.tokenizer import load_tokenizer
 from shoal.workers.dtype import resolve_dtype
+from shoal.workers.memory import return_freed_memory
 
 _LAYOUTS: Final[dict[Quantization, str]] = {
     "auto": "the file's integers",
@@ -150,6 +151,7 @@ def compare(
                 at = max(0, begin)
                 chosen(one).add(part, reference.rows(at, at + len(part)))
             begin += len(rows)
+    return_freed_memory()
 
 
 def windows_table(judged: Sequence[Judged]) -> str:

@@ -1,7 +1,7 @@
 """How far a model's distributions are from a reference's, and how well it foretells the text."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,7 +42,9 @@ class Scores:
     surprise: float = 0.0
     """Sum of −log p of the text's next token."""
     agreed: int = 0
-    divergences: list[Tensor] = field(default_factory=list)
+    divergence: float = 0.0
+    """Sum of KL(reference ‖ model), in nats."""
+    divergence_squares: float = 0.0
     squares: float = 0.0
     largest: float = 0.0
     numbers: int = 0
@@ -65,7 +67,8 @@ class Scores:
         self.surprise += float((reference.normalisers + mean.double() + divergence - wanted.double()).sum())
         self.count += len(wanted)
         self.agreed += int((logits.argmax(1) == reference.best).sum())
-        self.divergences.append(divergence)
+        self.divergence += float(divergence.sum())
+        self.divergence_squares += float(divergence.square().sum())
 
     @property
     def perplexity(self) -> float:
@@ -78,13 +81,13 @@ class Scores:
 
     @property
     def mean_divergence(self) -> float:
-        return float(torch.cat(self.divergences).mean())
+        return self.divergence / self.count
 
     @property
     def divergence_error(self) -> float:
         """Standard error of the mean."""
-        all_of_them = torch.cat(self.divergences)
-        return float(all_of_them.std()) / math.sqrt(len(all_of_them))
+        variance = self.divergence_squares / self.count - self.mean_divergence**2
+        return math.sqrt(max(0.0, variance) / self.count)
 
     @property
     def rms_error(self) -> float:

