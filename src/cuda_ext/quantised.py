@@ -178,7 +178,7 @@ def pack_quantised(groups: QuantisedGroups, columns: int) -> QuantisedWeight:
 
 @dataclass(frozen=True, slots=True)
 class QuantisedRows:
-    """Activations [rows, columns] as int8 with one scale for each 32: uint8 [rows, bytes of a row]."""
+    """Activations [rows, columns] as codes of 16 bits with one scale for each 32: uint8 [rows, bytes of a row]."""
 
     storage: Tensor
     columns: int
@@ -186,12 +186,14 @@ class QuantisedRows:
     @classmethod
     def empty(cls, rows: int, columns: int) -> "QuantisedRows":
         groups = -(-columns // GROUP)
-        row_bytes = -(-groups * (GROUP + 16) // 64) * 64
+        row_bytes = -(-groups * (2 * GROUP + 16) // 64) * 64
         return cls(torch.zeros(rows, row_bytes, dtype=torch.uint8), columns)
 
     def dequantise(self) -> Tensor:
-        """float32 [rows, columns], for tests."""
+        """float64 [rows, columns], for tests."""
         groups = -(-self.columns // GROUP)
-        codes = self.storage[:, : groups * GROUP].view(torch.int8).float().view(-1, groups, GROUP)
-        scales = self.storage[:, groups * GROUP : groups * (GROUP + 4)].contiguous().view(torch.float32)
+        size = groups * GROUP
+        high, low = (self.storage[:, at : at + size].view(torch.int8).double() for at in (0, size))
+        scales = self.storage[:, 2 * size : 2 * size + 4 * groups].contiguous().view(torch.float32)
+        codes = (256 * high + low).view(-1, groups, GROUP)
         return (codes * scales.unsqueeze(2)).flatten(1)[:, : self.columns]

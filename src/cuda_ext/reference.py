@@ -58,7 +58,7 @@ def cached(rows: Tensor, dtype: torch.dtype) -> Tensor:
         return rows.to(dtype)
     largest = rows.float().abs().amax(-1, keepdim=True)
     tiny = largest < 1e-30
-    codes = (rows * torch.where(tiny, 0.0, 127 / largest)).round().to(torch.int8)
+    codes = (rows * torch.where(tiny, 0.0, torch.tensor(127.0) / largest)).round().to(torch.int8)
     return torch.cat([codes, torch.where(tiny, 0.0, largest / 127).view(torch.int8)], dim=-1)
 
 
@@ -176,15 +176,17 @@ def draw(
 
 
 def quantise(x: Tensor, row_bytes: int) -> Tensor:
-    """uint8 [rows, row_bytes]: a row's codes, its scales, scale · sum of each group's codes, sums of 16 codes."""
+    """uint8 [rows, row_bytes]: the high bytes of a row's codes, the low ones, its scales, scale · sum of each group's codes, sums of 16 codes."""
     rows, columns = x.shape
     groups = functional.pad(x.float(), (0, -columns % 32)).view(rows, -1, 32)
     largest = groups.abs().amax(2)
     tiny = largest < 1e-30
-    scales = torch.where(tiny, 0.0, largest / 127)
-    codes = (groups * torch.where(tiny, 0.0, 127 / largest).unsqueeze(2)).round()
+    scales = torch.where(tiny, 0.0, largest / 32512)
+    codes = (groups * torch.where(tiny, 0.0, torch.tensor(32512.0) / largest).unsqueeze(2)).round()
+    high = torch.floor((codes + 128) / 256)
+    low = codes - 256 * high
     half_sums = codes.view(rows, -1, 16).sum(2).to(torch.int32)
     scaled_sums = scales * codes.sum(2)
-    parts = (codes.to(torch.int8).flatten(1), scales, scaled_sums, half_sums)
+    parts = (high.to(torch.int8).flatten(1), low.to(torch.int8).flatten(1), scales, scaled_sums, half_sums)
     laid = torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)
     return functional.pad(laid, (0, row_bytes - laid.shape[1]))

@@ -1,4 +1,5 @@
-// x · weightᵀ + bias where both are integers (quantised.h): each group's products are added up exactly, and each
+// x · weightᵀ + bias where both are integers (quantised.h): each group's products are added up exactly, those with the
+// high and with the low bytes of the activations apart, and each
 // result is one chain over the groups in their order: two fused multiply-adds a group (one without offsets), the
 // bias last. So it depends neither on the other rows nor on the number of threads nor on the level.
 #pragma once
@@ -81,12 +82,12 @@ struct SmallDot {
 #endif
 };
 
-// Weights from 0 to 255 that stand for −128 to 127; ``x_sum`` is the sum of the activations of all calls.
+// Weights from 0 to 255.
 struct WideDot {
 #if defined(__AVX512VNNI__)
     IntVec sum = {};
     INLINE void add(IntVec w, IntVec x) { sum = (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
-    INLINE IntVec total(int32_t x_sum) const { return sum - 128 * x_sum; }
+    INLINE IntVec total() const { return sum; }
 #elif defined(__AVX2__)
     // 16 bits hold two products of 8 bits with 7, but not more: low and high halves of the weight apart.
     Bytes low = {}, high = {};
@@ -94,13 +95,13 @@ struct WideDot {
         low = add_words(low, multiply_add_bytes((Bytes)(w & 0x0f0f0f0f), (Bytes)x));
         high = add_words(high, multiply_add_bytes((Bytes)((w >> 4) & 0x0f0f0f0f), (Bytes)x));
     }
-    INLINE IntVec total(int32_t x_sum) const { return widen_words(low) + (widen_words(high) << 4) - 128 * x_sum; }
+    INLINE IntVec total() const { return widen_words(low) + (widen_words(high) << 4); }
 #else
     IntVec sum = {};
     INLINE void add(IntVec w, IntVec x) {
         for (int byte = 0; byte < 4; byte++) sum += (w >> (8 * byte) & 0xff) * (x << (24 - 8 * byte) >> 24);
     }
-    INLINE IntVec total(int32_t x_sum) const { return sum - 128 * x_sum; }
+    INLINE IntVec total() const { return sum; }
 #endif
 };
 
@@ -143,45 +144,54 @@ struct QuantisedBlock {
 
     // The sums of products of one block with Rows rows, for the panel's vec-th vector of outputs.
     template <int Rows>
-    static INLINE void products(const uint8_t* block, const int8_t* codes, int64_t row_bytes, const int32_t* x_sums,
-                                int vec, int zero, IntVec (&sums)[Rows]) {
+    static INLINE void products(const uint8_t* block, const int8_t* high, int64_t low_at, int64_t row_bytes,
+                                const int32_t* x_sums, int vec, int zero, IntVec (&sums)[Rows]) {
         const uint8_t* line = block + vec * kWidth * 4;
         if constexpr (Bits == 4) {
-            SmallDot dots[Rows];
+            SmallDot highs[Rows], lows[Rows];
 #pragma GCC unroll 4
             for (int i = 0; i < kLines; i++) {
                 const IntVec both = load_line(line + i * kLine);
-                const IntVec low = both & 0x0f0f0f0f, high = both >> 4 & 0x0f0f0f0f;
+                const IntVec first = both & 0x0f0f0f0f, second = both >> 4 & 0x0f0f0f0f;
 #pragma GCC unroll 12
                 for (int r = 0; r < Rows; r++) {
-                    const int8_t* x = codes + r * row_bytes + 4 * i;
-                    dots[r].add(low, four_codes(x));
-                    dots[r].add(high, four_codes(x + 16));
+                    const int8_t* x = high + r * row_bytes + 4 * i;
+                    highs[r].add(first, four_codes(x));
+                    lows[r].add(first, four_codes(x + low_at));
+                    highs[r].add(second, four_codes(x + 16));
+                    lows[r].add(second, four_codes(x + low_at + 16));
                 }
             }
 #pragma GCC unroll 12
-            for (int r = 0; r < Rows; r++) sums[r] = zero ? dots[r].total() - zero * x_sums[r] : dots[r].total();
+            for (int r = 0; r < Rows; r++) {
+                sums[r] = (highs[r].total() << 8) + lows[r].total();
+                if (zero) sums[r] -= zero * x_sums[r];
+            }
         } else {
-            WideDot dots[Rows];
+            WideDot highs[Rows], lows[Rows];
 #pragma GCC unroll 8
             for (int i = 0; i < kLines; i++) {
                 const IntVec w = load_line(line + i * kLine);
 #pragma GCC unroll 12
-                for (int r = 0; r < Rows; r++) dots[r].add(w, four_codes(codes + r * row_bytes + 4 * i));
+                for (int r = 0; r < Rows; r++) {
+                    const int8_t* x = high + r * row_bytes + 4 * i;
+                    highs[r].add(w, four_codes(x));
+                    lows[r].add(w, four_codes(x + low_at));
+                }
             }
 #pragma GCC unroll 12
-            for (int r = 0; r < Rows; r++) sums[r] = dots[r].total(x_sums[r]);
+            for (int r = 0; r < Rows; r++) sums[r] = (highs[r].total() << 8) + lows[r].total() - 128 * x_sums[r];
         }
     }
 
     template <int Rows>
-    static INLINE void add_block(const uint8_t* block, const int8_t* codes, int64_t row_bytes, const Factors& x,
-                                 const WeightFormat& format, Vec (&sums)[Rows][kPanelVecs]) {
+    static INLINE void add_block(const uint8_t* block, const int8_t* codes, int64_t low_at, int64_t row_bytes,
+                                 const Factors& x, const WeightFormat& format, Vec (&sums)[Rows][kPanelVecs]) {
         const uint8_t* scales = block + kLines * kLine;
 #pragma GCC unroll 4
         for (int v = 0; v < kPanelVecs; v++) {
             IntVec products_of[Rows];
-            products<Rows>(block, codes, row_bytes, x.sums, v, format.zero(), products_of);
+            products<Rows>(block, codes, low_at, row_bytes, x.sums, v, format.zero(), products_of);
             const Vec scale = load_half_precision(scales + v * kWidth * 2);
 #pragma GCC unroll 12
             for (int r = 0; r < Rows; r++)
@@ -200,10 +210,12 @@ struct QuantisedBlock {
         const int64_t groups = format.groups(a.inputs), bytes = format.block_bytes();
         const int64_t row_bytes = QuantisedRow::bytes(a.inputs);
         const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * groups * bytes;
-        const int8_t* codes = QuantisedRow::at(a.x, row, a.inputs).codes;
+        const QuantisedRow first = QuantisedRow::at(a.x, row, a.inputs);
+        const int8_t* codes = first.high;
+        const int64_t low_at = first.low - first.high;
         Vec sums[Rows][kPanelVecs] = {};
         for (int64_t group = 0; group < groups; group++) {
-            add_block<Rows>(block, codes, row_bytes, x, format, sums);
+            add_block<Rows>(block, codes, low_at, row_bytes, x, format, sums);
             block += bytes;
             codes += Group;
             x = {x.scales + Rows, x.scaled_sums + Rows, x.sums + Rows};

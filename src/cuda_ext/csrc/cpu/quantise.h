@@ -1,5 +1,5 @@
-// Rows of floats to int8 codes with one scale for each 32 (quantised.h): scale = largest magnitude / 127, codes are
-// rounded to nearest even. A group with NaN or infinity gets a scale that is not finite, so that what is computed
+// Rows of floats to codes of 16 bits with one scale for each 32 (quantised.h): scale = largest magnitude / 32512 (127 · 256,
+// so that both bytes of a code are signed), codes are rounded to nearest even. A group with NaN or infinity gets a scale that is not finite, so that what is computed
 // from it is not finite either.
 #pragma once
 
@@ -32,11 +32,11 @@ struct CodeScale {
     float scale, inverse;
 };
 
-// bits: those of the largest magnitude.
-INLINE CodeScale code_scale(int32_t bits) {
+// bits: those of the largest magnitude, which gets the code ``most``.
+INLINE CodeScale code_scale(int32_t bits, float most) {
     float largest;
     __builtin_memcpy(&largest, &bits, sizeof largest);
-    return {largest < 1e-30f ? 0.0f : largest / 127.0f, largest < 1e-30f ? 0.0f : 127.0f / largest};
+    return {largest < 1e-30f ? 0.0f : largest / most, largest < 1e-30f ? 0.0f : most / largest};
 }
 
 INLINE IntVec to_codes(Vec x, const CodeScale& scale) {
@@ -48,13 +48,16 @@ INLINE IntVec to_codes(Vec x, const CodeScale& scale) {
 INLINE void quantise_group(const Vec (&x)[kGroupVecs], const QuantisedRow& row, int64_t group) {
     IntVec sizes = {};
     for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, (IntVec)x[i] & 0x7fffffff);
-    const CodeScale scale = code_scale(max_of_lanes(sizes));
+    const CodeScale scale = code_scale(max_of_lanes(sizes), 32512.0f);
     int32_t half_sums[2] = {0, 0};
     for (int i = 0; i < kGroupVecs; i++) {
-        const ByteVec bytes = __builtin_convertvector(to_codes(x[i], scale), ByteVec);
-        __builtin_memcpy(row.codes + group * kGroup + i * kWidth, &bytes, sizeof bytes);
-        // Of the bytes, which are in bounds in a group that is not finite too.
-        half_sums[2 * i / kGroupVecs] += sum_of_lanes(__builtin_convertvector(bytes, IntVec));
+        // 16 bits of the codes, which are in bounds in a group that is not finite too.
+        const IntVec code = to_codes(x[i], scale) << 16 >> 16, high_part = (code + 128) >> 8;
+        const ByteVec high = __builtin_convertvector(high_part, ByteVec);
+        const ByteVec low = __builtin_convertvector(code - (high_part << 8), ByteVec);
+        __builtin_memcpy(row.high + group * kGroup + i * kWidth, &high, sizeof high);
+        __builtin_memcpy(row.low + group * kGroup + i * kWidth, &low, sizeof low);
+        half_sums[2 * i / kGroupVecs] += sum_of_lanes(code);
     }
     row.scales[group] = scale.scale;
     row.scaled_sums[group] = scale.scale * float(half_sums[0] + half_sums[1]);

@@ -27,7 +27,7 @@ INLINE void copy_row(const float* from, Out* to, int64_t count) {
 INLINE void store_codes(const float* row, int64_t dim, int8_t* to) {
     IntVec sizes = {};
     for_each_vec(dim, [&](int64_t i, int64_t n) { sizes = larger(sizes, (IntVec)load_n(row + i, n) & 0x7fffffff); });
-    const CodeScale scale = code_scale(max_of_lanes(sizes));
+    const CodeScale scale = code_scale(max_of_lanes(sizes), 127.0f);
     for_each_vec(dim, [&](int64_t i, int64_t n) {
         const ByteVec bytes = __builtin_convertvector(to_codes(load_n(row + i, n), scale), ByteVec);
         __builtin_memcpy(to + i, &bytes, n);
