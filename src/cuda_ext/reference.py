@@ -176,7 +176,8 @@ def draw(
 
 
 def quantise(x: Tensor, row_bytes: int) -> Tensor:
-    """uint8 [rows, row_bytes]: the high bytes of a row's codes, the low ones, its scales, scale · sum of each group's codes, sums of 16 codes."""
+    """uint8 [rows, row_bytes]: the high bytes of a row's codes, the low ones, its scales, scale · sum of each group's
+    codes, sums of 16 codes."""
     rows, columns = x.shape
     groups = functional.pad(x.float(), (0, -columns % 32)).view(rows, -1, 32)
     largest = groups.abs().amax(2)

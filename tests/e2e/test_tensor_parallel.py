@@ -15,9 +15,8 @@ PROMPTS = [
     "def fibonacci(n):\n",
     "Once upon a time there was a small",
 ]
-NEAR_TIE = 0.2
-"""Difference of two log-probabilities that another order of additions may turn round: a last bit of a float32 sum can
-move an activation to the next of its 8-bit codes."""
+NEAR_TIE = 0.02
+"""Difference of two log-probabilities that another order of additions may turn round."""
 
 
 @dataclass(frozen=True)
