@@ -113,9 +113,10 @@ def test_deeper_sleep_and_back_without_waking_between() -> None:
 def test_who_is_woken_before_it_sleeps_goes_on() -> None:
     with deployed() as deployment:
         client, other = serving(deployment), deployment.client()
-        client.submit(1, prompt(), 60)
+        client.submit(1, prompt(), 400)
         client.wait_tokens(1)
         asked = client.ask_to_rest(1)
+        other.wait_ready(False)  # what comes over two sockets may come in another order
         assert other.rest(0).asleep == 0
         client.wait(lambda: client.has_answer(asked))
         client.submit(2, prompt(), 5)
@@ -184,16 +185,17 @@ def test_quotas_hold_over_several_frontends() -> None:
     with deployed(api_keys=keys, max_concurrent_requests=4) as deployment:
         clients = [serving(deployment), deployment.client()]
         for client in clients:
-            client.submit(1, prompt(), 200, tenant="a")
+            client.submit(1, prompt(), 400, tenant="a")
             client.wait_tokens(1)
         clients[0].submit(2, prompt(), 5, tenant="a")
         assert refused(clients[0], 2).reason == "concurrency"
-        clients[0].submit(3, prompt(), 200, tenant="b")
+        clients[0].submit(3, prompt(), 400, tenant="b")
+        clients[0].wait_tokens(3)  # what comes over two sockets may come in another order
         clients[1].submit(3, prompt(), 5, tenant="b")
         rate = refused(clients[1], 3)
         assert rate.reason == "request_rate"
         assert 50_000 < rate.retry_ms <= 60_000
-        clients[1].submit(4, prompt(), 200)
+        clients[1].submit(4, prompt(), 400)
         clients[1].submit(5, prompt(), 5)
         assert "4 requests are open" in refused(clients[1], 5).detail
         counters = clients[0].stats().counters

@@ -105,7 +105,7 @@ def linear_quantised(fresh: torch.Generator) -> Case:
     panels = pack_quantised(groups, 96).storage
     return (
         (rows.storage, panels, None, 96, 37, FORM.bits, FORM.group, FORM.has_offset),
-        lambda: reference.linear(rows.dequantise(), groups.dequantise(), None),
+        lambda: reference.linear(rows.dequantise().float(), groups.dequantise(), None),
     )
 
 
