@@ -4,13 +4,13 @@
 
 A public-domain novel is put through every model as the same token ids in the same windows (teacher forcing), each of
 which starts afresh. The reference is our decoder with every weight of the file as a float32, and a float32 cache.
-llama.cpp and the text are built and downloaded under --cache the first time. Ctrl-C ends the windows early. Tables go
-to stdout, progress to stderr.
+llama.cpp is built and the text downloaded under --cache the first time. Ctrl-C ends the windows early. Tables go to
+stdout, progress to stderr.
 """
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ _LAYOUTS: Final[dict[Quantization, str]] = {
     "w4": "w4",
 }
 _CACHES: Final[tuple[CacheDtype, ...]] = ("float32", "bfloat16", "int8")
-_LLAMA_CACHES: Final = ("f32", "f16", "q8_0")
+_LLAMA_CACHES: Final = ("f16", "q8_0")
 _LLAMA_KINDS: Final = ("F32", "BF16", "Q8_0", "Q4_1")
 _PROMPTS: Final = 20
 _PROMPT_TOKENS: Final = 32
@@ -72,6 +72,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--cache", type=Path, default=ROOT / ".cache" / "peers", help="peers, models and the text"
     )
+    parser.add_argument("--layouts", default=",".join(_LAYOUTS), help="which of ours")
+    parser.add_argument(
+        "--kinds", default=",".join(_LLAMA_KINDS), help="llama.cpp's, besides the file as it is"
+    )
     parser.add_argument("--llama", type=Path, help="folder of llama.cpp's programs, instead of building them")
     parser.add_argument("--no_llama", action="store_true", help="only ours")
     return parser.parse_args()
@@ -85,20 +89,22 @@ def judge(name: str, arguments: argparse.Namespace) -> None:
     windows = text.windows(ids, tokenizer.opening, arguments.windows, arguments.window)
     prompts = text.passages(ids, tokenizer.opening, _PROMPTS, _PROMPT_TOKENS + _FORCED_TOKENS)
     with chosen_teachers(gguf, arguments) as (reference, teachers):
-        own, judged = Judged(reference), [Judged(teacher) for teacher in teachers]
+        judged = [Judged(teacher) for teacher in (reference, *teachers)]
         for number, prompt in enumerate(prompts):
             say(f"{name}: prompt {number + 1} of {len(prompts)}")
-            compare(prompt, _PROMPT_TOKENS - 1, own, judged, lambda one: one.prompts)
+            for one, scores in zip(judged, compare(prompt, _PROMPT_TOKENS - 1, judged), strict=True):
+                one.prompts.add(scores)
         with suppress(KeyboardInterrupt):
             for number, window in enumerate(windows):
                 say(f"{name}: window {number + 1} of {len(windows)}")
-                compare(window, 0, own, judged, lambda one: one.windows)
-    print(f"{models.TITLES[name]}: {own.windows.count} tokens in windows of {arguments.window}\n")
-    print(f"{windows_table([own, *judged])}\n")
+                for one, scores in zip(judged, compare(window, 0, judged), strict=True):
+                    one.windows.add(scores)
+    print(f"{models.TITLES[name]}: {judged[0].windows.count} tokens in windows of {arguments.window}\n")
+    print(f"{windows_table(judged)}\n")
     print(
         f"{_PROMPTS} prompts of {_PROMPT_TOKENS} tokens, and the logits at the {_FORCED_TOKENS} that follow\n"
     )
-    print(f"{prompts_table(judged)}\n", flush=True)
+    print(f"{prompts_table(judged[1:])}\n", flush=True)
 
 
 def programs(arguments: argparse.Namespace) -> Path:
@@ -112,7 +118,8 @@ def chosen_teachers(gguf: Path, arguments: argparse.Namespace) -> Iterator[tuple
     length = max(arguments.window, _PROMPT_TOKENS + _FORCED_TOKENS)
     reference = ours.Ours("float32", *ours.load(gguf, "none", torch.float32), "float32", length)
     teachers: list[Teacher] = []
-    for layout, title in _LAYOUTS.items():
+    for layout in arguments.layouts.split(","):
+        title = _LAYOUTS[layout]
         say(f"loading {title}")
         loaded = ours.load(gguf, layout, resolve_dtype("auto"))
         teachers += [ours.Ours(title, *loaded, cache, length) for cache in _CACHES]
@@ -129,29 +136,30 @@ def llama_teachers(gguf: Path, arguments: argparse.Namespace, length: int) -> li
     folder, cache, threads = programs(arguments), arguments.cache, arguments.threads
     program = llama.compiled(folder, cache)
     teachers = [llama.Llama(program, "the file", gguf, kind, threads, length) for kind in _LLAMA_CACHES]
-    for kind in _LLAMA_KINDS:
+    for kind in filter(None, arguments.kinds.split(",")):
         file = llama.requantised(folder, gguf, kind, cache)
-        kv = "f32" if kind == "F32" else "f16"
-        teachers.append(llama.Llama(program, kind, file, kv, threads, length))
+        teachers.append(llama.Llama(program, kind, file, _LLAMA_CACHES[0], threads, length))
     return teachers
 
 
-def compare(
-    ids: list[int], first: int, own: Judged, judged: Sequence[Judged], chosen: Callable[[Judged], Scores]
-) -> None:
-    """Scores of the positions from ``first`` on that have a token after them."""
-    kept = torch.cat([rows.clone() for rows in own.teacher.logits(ids)])[first:-1]
+def compare(ids: list[int], first: int, judged: Sequence[Judged]) -> list[Scores]:
+    """Scores of the positions from ``first`` on that have a token after them; the first of the judged is the
+    reference."""
+    own, *others = (one.teacher for one in judged)
+    kept = torch.cat([rows.clone() for rows in own.logits(ids)])[first:-1]
     reference = Reference.of(kept, torch.tensor(ids[first + 1 :]))
-    chosen(own).add(kept, reference)
-    for one in judged:
-        begin = -first
-        for rows in one.teacher.logits(ids):
+    found = [reference.judge(kept)]
+    for teacher in others:
+        scores, begin = Scores(), -first
+        for rows in teacher.logits(ids):
             part = rows[max(0, -begin) : max(0, len(kept) - begin)]
             if len(part):
                 at = max(0, begin)
-                chosen(one).add(part, reference.rows(at, at + len(part)))
+                scores.add(reference.rows(at, at + len(part)).judge(part))
             begin += len(rows)
+        found.append(scores)
     return_freed_memory()
+    return found
 
 
 def windows_table(judged: Sequence[Judged]) -> str:

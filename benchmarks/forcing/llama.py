@@ -28,8 +28,8 @@ def compiled(programs: Path, cache: Path) -> Path:
     lines = (build / "CMakeCache.txt").read_text().splitlines()
     source = Path(next(line for line in lines if line.startswith(_HOME)).removeprefix(_HOME))
     includes = [f"-I{source / folder}" for folder in ("include", "ggml/include")]
-    flags = ["-std=c++17", "-O2", "-fopenmp", "-pthread", *includes]
-    group = ["-Wl,--start-group", *libraries, "-Wl,--end-group", "-ldl"]
+    flags: list[str] = ["-std=c++17", "-O2", "-fopenmp", "-pthread", *includes]
+    group: list[str | Path] = ["-Wl,--start-group", *libraries, "-Wl,--end-group", "-ldl"]
     carry_out(["g++", *flags, _SOURCE, *group, "-o", program], cache / "llama-logits.log")
     return program
 
@@ -40,7 +40,7 @@ def requantised(programs: Path, gguf: Path, kind: str, cache: Path) -> Path:
     if not path.exists():
         say(f"making {path.name}, once")
         partial = path.with_suffix(".partial")
-        quantise = [programs / "llama-quantize", "--allow-requantize", gguf, partial, kind]
+        quantise: list[str | Path] = [programs / "llama-quantize", "--allow-requantize", gguf, partial, kind]
         carry_out(quantise, path.with_suffix(".log"))
         partial.rename(path)
     return path
@@ -68,16 +68,16 @@ class Llama:
         self._process.stdin.flush()
         for at in range(0, len(ids), ROWS):
             rows = min(ROWS, len(ids) - at)
-            values = np.frombuffer(self._read(4 * rows * self._vocabulary), np.float32)
+            values = np.frombuffer(self._read(4 * rows * self._vocabulary), np.float32).copy()
             yield torch.from_numpy(values).view(rows, self._vocabulary)
 
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()
 
-    def _read(self, count: int) -> bytearray:
+    def _read(self, count: int) -> bytes:
         assert self._process.stdout is not None
-        content = bytearray(count)
-        if self._process.stdout.readinto(content) != count:
+        content = self._process.stdout.read(count)
+        if len(content) != count:
             raise RuntimeError(f"{self.name} ended early with {self._process.wait()}")
         return content

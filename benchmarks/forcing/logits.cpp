@@ -1,7 +1,8 @@
 // Token ids in, logits out, with llama.cpp: logits MODEL THREADS CACHE LENGTH
 //
-// CACHE is f32, f16, bf16 or q8_0. It writes the size of the vocabulary (int32), and then, for each text on stdin (int32
-// count, at most LENGTH; int32 ids), one row of float32 a token. Everything else is as llama-server has it by default.
+// CACHE is f16, bf16 or q8_0 (f32 would be f16: flash attention rounds it). It writes the size of the vocabulary (int32),
+// and then, for each text on stdin (int32 count, at most LENGTH; int32 ids), one row of float32 a token. Everything else
+// is as llama-server has it by default.
 
 #include <algorithm>
 #include <cstdint>
@@ -38,9 +39,9 @@ llama_context* make_context(llama_model* model, int threads, ggml_type cache, ui
 int main(int count, char** words) {
     require(count == 5, "usage: logits MODEL THREADS CACHE LENGTH");
     const std::map<std::string, ggml_type> types = {
-        {"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"q8_0", GGML_TYPE_Q8_0}};
+        {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"q8_0", GGML_TYPE_Q8_0}};
     const auto cache = types.find(words[3]);
-    require(cache != types.end(), "CACHE is none of f32, f16, bf16, q8_0");
+    require(cache != types.end(), "CACHE is none of f16, bf16, q8_0");
     const int32_t length = std::max(1, std::atoi(words[4]));
 
     llama_log_set(say_errors, nullptr);

@@ -55,7 +55,7 @@ class Ours:
         """See ``Teacher``."""
         with torch.inference_mode():
             hidden = self._decoder.hidden(self._step(ids))
-            for rows in hidden.split(ROWS):
+            for rows in torch.split(hidden, ROWS):
                 logits = self._decoder.logits(rows)
                 assert logits is not None
                 yield logits

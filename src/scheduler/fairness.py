@@ -110,7 +110,7 @@ class FairQueue:
     def _merged(
         self, priority: int, running: dict[str, list[Request]], spare: int, most: int
     ) -> Iterator[Request]:
-        waiting = self._lines.get(priority, {})
+        waiting = self._lines.get(priority, {}) if most else {}
         opened: dict[str, list[Request]] = {}
         turns = [
             (self._shares.served(tenant), _foremost(running.get(tenant), waiting.get(tenant)), tenant)

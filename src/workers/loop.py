@@ -31,7 +31,8 @@ from shoal.workers.weights.source import open_source
 
 _LOG = logging.getLogger(__name__)
 _LOADING_INTERVAL_S = 0.1
-_WARM_UP_PROMPT_TOKENS = 8
+_WARM_UP_PROMPT_TOKENS = 6
+"""With the two that are decoded after them no more than the smallest block."""
 
 
 class RankLoop:

@@ -141,3 +141,12 @@ def test_tokens_of_a_preempted_row_are_not_paid_for(tenants: int) -> None:
             assert bench.core.book.shares.served("t0") == paid["t0"]
         bench.answer()
     bench.run()
+
+
+def test_a_second_priority_behind_more_requests_than_are_looked_at() -> None:
+    bench = Bench(rules(session_len=200, instance_num=4), 200)
+    for number in range(40):
+        bench.submit([number * 1000 + n for n in range(8)], 4, priority=0)
+    bench.submit([n + 90000 for n in range(8)], 4, priority=1)
+    bench.run()
+    assert not len(bench.core.book)
