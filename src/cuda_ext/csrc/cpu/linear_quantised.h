@@ -138,6 +138,8 @@ INLINE Factors lay_factors(const QuantisedLinearArgs& a, int64_t first, int64_t 
 
 // --- a tile: some rows against one panel ---
 
+constexpr int64_t kFetchAhead = 2048;  // bytes of weights that are asked of the memory before they are needed
+
 template <int Bits, int Group>
 struct QuantisedBlock {
     static constexpr int kLines = Group * Bits / 32;
@@ -215,6 +217,7 @@ struct QuantisedBlock {
         const int64_t low_at = first.low - first.high;
         Vec sums[Rows][kPanelVecs] = {};
         for (int64_t group = 0; group < groups; group++) {
+            for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kFetchAhead + i);
             add_block<Rows>(block, codes, low_at, row_bytes, x, format, sums);
             block += bytes;
             codes += Group;
