@@ -25,7 +25,7 @@ pip = $(BIN)/python -m pip install -q --disable-pip-version-check $(1) 2>&1 | { 
 help:
 	@echo 'make serve      serves SmolLM2-135M-Instruct on http://127.0.0.1:23333 (ARGS="..." for bin/api_server)'
 	@echo 'make test       linters, type checker, and every test that needs no GPU'
-	@echo 'make test-fast  the tests that start no process, in less than a minute'
+	@echo 'make test-fast  the tests that start no process'
 	@echo 'make sanitize   the kernel tests under AddressSanitizer, the threads under ThreadSanitizer'
 	@echo 'make setup      only sets up .venv'
 	@echo 'make format     formats the sources'

@@ -22,8 +22,8 @@ _ARGUMENTS = (
 
 
 @contextlib.contextmanager
-def browser_page(width: int = 1200, height: int = 850, **context: Any) -> Iterator[Any]:
-    """Playwright's page, with an empty profile. $SHOAL_TEST_BROWSER names another program."""
+def launched() -> Iterator[Any]:
+    """Playwright's browser. $SHOAL_TEST_BROWSER names another program."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="needs playwright: pip install 'shoal[browser]'"
     )
@@ -32,8 +32,15 @@ def browser_page(width: int = 1200, height: int = 850, **context: Any) -> Iterat
         pytest.skip("needs Chromium: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=program, args=list(_ARGUMENTS))
-        opened = chromium.new_context(viewport={"width": width, "height": height}, **context)
         try:
-            yield opened.new_page()
+            yield chromium
         finally:
             chromium.close()
+
+
+@contextlib.contextmanager
+def browser_page(width: int = 1200, height: int = 850, **context: Any) -> Iterator[Any]:
+    """Playwright's page, with an empty profile."""
+    with launched() as chromium:
+        opened = chromium.new_context(viewport={"width": width, "height": height}, **context)
+        yield opened.new_page()

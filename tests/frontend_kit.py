@@ -171,6 +171,20 @@ class ScriptedScheduler:
         self.switchboard.accept(Progress(0, (), (finished,)))
 
 
+LMDEPLOY_SCHEMAS = {
+    "ChatCompletionRequest",
+    "CompletionRequest",
+    "EmbeddingsRequest",
+    "GenerateRequest",
+    "Messages",
+    "Prompt",
+    "Input",
+    "HTTPValidationError",
+    "ValidationError",
+}
+"""The names that generated clients of 2023 had."""
+
+
 class Kit:
     """A client of the application."""
 

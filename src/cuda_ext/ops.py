@@ -18,7 +18,7 @@ from torch import Tensor
 from shoal.cuda_ext import reference
 from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.packed_weight import PackedWeight
-from shoal.cuda_ext.program import Count, Program, Value
+from shoal.cuda_ext.program import Count, Program, Value, no_twin
 from shoal.cuda_ext.quantised import QuantisedRows, QuantisedWeight
 from shoal.cuda_ext.shared_region import SharedRegion
 
@@ -344,12 +344,8 @@ def _linear_quantised(
     if x.quantised is None:
         raise ValueError("linear: a quantised weight needs quantised x")
     form = weight.format
-
-    def twin() -> None:
-        raise NotImplementedError("quantised weights need the compiled library")
-
     sizes: list[Value] = [rows, x.columns, weight.rows, out.stride(0), form.bits, form.group, form.has_offset]
-    program.add("linear_quantised", [out, x.quantised.storage, weight.storage, bias, *sizes], twin)
+    program.add("linear_quantised", [out, x.quantised.storage, weight.storage, bias, *sizes], no_twin)
 
 
 def embed(

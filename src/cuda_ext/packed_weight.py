@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shoal.cuda_ext.binding import library
-from shoal.cuda_ext.program import Program
+from shoal.cuda_ext.program import Program, no_twin
 
 PANEL = 16
 """Rows that lie side by side."""
@@ -61,7 +61,7 @@ class PackedWeight:
         padded = functional.pad(matrix, (0, words * self.storage.shape[3] - self.columns)).contiguous()
         into = self.storage[first_row // PANEL :]
         program = Program()
-        program.add("pack_weight", [into, padded, len(matrix), words, words], _no_twin)
+        program.add("pack_weight", [into, padded, len(matrix), words, words], no_twin)
         program.run()
 
     def unpack(self) -> Tensor:
@@ -69,10 +69,6 @@ class PackedWeight:
         if self.is_plain:
             return self.storage
         return self.storage.transpose(1, 2).flatten(2).flatten(0, 1)[: self.rows, : self.columns]
-
-
-def _no_twin() -> None:
-    raise NotImplementedError("without the library weights are plain")
 
 
 def pack_weight(matrix: Tensor) -> PackedWeight:

@@ -72,6 +72,11 @@ class Program:
             step.run()
 
 
+def no_twin() -> None:
+    """Of operators on what only exists where the library was built: packed and quantised weights."""
+    raise NotImplementedError("this operator needs the compiled library")
+
+
 class _Twins:
     def __init__(self) -> None:
         self.functions: list[Twin] = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.cuda_ext.program import Program
+from shoal.cuda_ext.program import Program, no_twin
 
 PANEL = 16
 """Outputs that lie side by side."""
@@ -151,7 +151,7 @@ class QuantisedWeight:
                 form.bits,
                 form.group,
             ],
-            _no_twin,
+            no_twin,
         )
         program.run()
 
@@ -163,10 +163,6 @@ def _padded(groups: QuantisedGroups, count: int) -> tuple[Tensor, Tensor, Tensor
     codes = pad(groups.codes, (0, 0, 0, missing), value=groups.format.zero)
     offsets = None if groups.offsets is None else pad(groups.offsets, (0, missing))
     return codes, pad(groups.scales, (0, missing)), offsets
-
-
-def _no_twin() -> None:
-    raise NotImplementedError("quantised weights need the compiled library")
 
 
 def pack_quantised(groups: QuantisedGroups, columns: int) -> QuantisedWeight:

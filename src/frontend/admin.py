@@ -30,7 +30,7 @@ from shoal.frontend.schemas.admin import (
 from shoal.frontend.schemas.base import doc
 from shoal.frontend.service import Service
 from shoal.frontend.values import invalid, not_available, whole
-from shoal.messages import OpenRequest
+from shoal.messages import OpenRequest, Stats
 
 _ENCODER: Final = msgspec.json.Encoder()
 _PATIENCE_S: Final = 5.0
@@ -239,9 +239,7 @@ class IsSleeping:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """As the scheduler knows it."""
-        stats = await self._service.switchboard.query(_PATIENCE_S)
-        if stats is None:
-            raise _no_answer()
+        stats = await _statistics(self._service)
         _answer(resp, SleepState(stats.asleep > 0, stats.asleep))
 
     on_head = on_get
@@ -255,9 +253,7 @@ class LoadReport:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """From the scheduler's statistics."""
-        stats = await self._service.switchboard.query(_PATIENCE_S)
-        if stats is None:
-            raise _no_answer()
+        stats = await _statistics(self._service)
         gauges = stats.gauges
         load = Load(
             server_load=int(gauges.get("num_http_requests", 0.0)),
@@ -338,6 +334,13 @@ def _one_of(req: falcon.asgi.Request, name: str, choices: tuple[str, ...]) -> st
 def _answer(resp: falcon.asgi.Response, answer: Struct) -> None:
     resp.content_type = falcon.MEDIA_JSON
     resp.data = _ENCODER.encode(answer)
+
+
+async def _statistics(service: Service) -> Stats:
+    stats = await service.switchboard.query(_PATIENCE_S)
+    if stats is None:
+        raise _no_answer()
+    return stats
 
 
 def _no_answer() -> RequestError:

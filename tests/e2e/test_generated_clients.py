@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from frontend_kit import Kit
+from frontend_kit import LMDEPLOY_SCHEMAS, Kit
 from server import running_server
 
 JAVA = shutil.which("java")
@@ -32,18 +32,6 @@ pytestmark = [
     pytest.mark.skipif(GENERATOR is None, reason="needs the package openapi-generator-cli"),
 ]
 
-MODELS_OF_2023 = (
-    "ChatCompletionRequest",
-    "CompletionRequest",
-    "EmbeddingsRequest",
-    "GenerateRequest",
-    "Messages",
-    "Prompt",
-    "Input",
-    "HTTPValidationError",
-    "ValidationError",
-)
-
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,7 +53,7 @@ def test_a_client_is_made_without_a_complaint(language: str, document: Path, tmp
     assert complaints == []
     names = {_plain(path.stem) for path in tmp_path.rglob("*") if path.is_file()}
     assert {"apidefault", "defaultapi"} & names, "operations have no tag"
-    for model in MODELS_OF_2023:
+    for model in LMDEPLOY_SCHEMAS:
         assert {model.lower(), f"model{model.lower()}"} & names, f"no {model}"
 
 

@@ -1,32 +1,16 @@
 """The pages in a real browser: the API page, the reference, the chat. Answers that a model would rarely give, hostile
 ones for instance, are put in the server's place by the browser."""
 
-import importlib.util
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from browser import launched
 from server import Server, running_server
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 DONE = ".assistant[aria-busy=false]"
-
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="needs the package playwright"),
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +21,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+    with launched() as chromium:
         yield chromium
-        chromium.close()
 
 
 class Tab:

@@ -128,9 +128,14 @@ def _q4_k(blocks: Bytes, out: Floats) -> None:
     _scaled_groups(blocks, k_values(blocks[:, 16:]), out)
 
 
-def _q5_k(blocks: Bytes, out: Floats) -> None:
+def q5_k_values(blocks: Bytes) -> Bytes:
+    """Eight groups of 32 elements of five bits: [n, 8, 32]."""
     high = (blocks[:, None, 16:48] >> _EIGHT_SHIFTS) & np.uint8(1)
-    _scaled_groups(blocks, k_values(blocks[:, 48:]) | high << _HALF_BITS, out)
+    return k_values(blocks[:, 48:]) | high << _HALF_BITS
+
+
+def _q5_k(blocks: Bytes, out: Floats) -> None:
+    _scaled_groups(blocks, q5_k_values(blocks), out)
 
 
 def _q6_k(blocks: Bytes, out: Floats) -> None:

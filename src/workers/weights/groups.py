@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from shoal.checkpoint.gguf import GgufType
 from shoal.cuda_ext.quantised import WeightFormat
-from shoal.workers.weights.dequantise import Bytes, fifth_bits, halves, k_scales, k_values, q6_k_codes
+from shoal.workers.weights.dequantise import (
+    Bytes,
+    fifth_bits,
+    halves,
+    k_scales,
+    k_values,
+    q5_k_values,
+    q6_k_codes,
+)
 
 Halfs = NDArray[np.float16]
 Blocks = tuple[Bytes, Halfs, Halfs | None]
@@ -75,8 +83,7 @@ def _q4_k(blocks: Bytes) -> Blocks:
 
 
 def _q5_k(blocks: Bytes) -> Blocks:
-    high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8).reshape(1, 8, 1)) & np.uint8(1)
-    return _k(blocks, (k_values(blocks[:, 48:]) | high << np.uint8(4)) + np.uint8(128))
+    return _k(blocks, q5_k_values(blocks) + np.uint8(128))
 
 
 def _q6_k(blocks: Bytes) -> Blocks:

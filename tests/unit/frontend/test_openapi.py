@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from frontend_kit import Kit
+from frontend_kit import LMDEPLOY_SCHEMAS, Kit
 from openapi_spec_validator import validate
 
 from shoal.config import ApiKey
@@ -23,18 +23,6 @@ LMDEPLOY_IDS = {
     ("/v1/encode", "post"): "encode_v1_encode_post",
     ("/generate", "post"): "chat_interactive_v1_generate_post",
 }
-LMDEPLOY_SCHEMAS = {
-    "ChatCompletionRequest",
-    "CompletionRequest",
-    "EmbeddingsRequest",
-    "GenerateRequest",
-    "Messages",
-    "Prompt",
-    "Input",
-    "HTTPValidationError",
-    "ValidationError",
-}
-"""The names that generated clients of 2023 had."""
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ void embed_quantised(const EmbedArgs& a, int64_t begin, int64_t end) {
             for (int64_t i = 0; i < count; i++) {
                 const int64_t line = a.bits == 4 ? i % 16 / 4 : i / 4;
                 const int code = block[line * kLine + lane * 4 + i % 4];
-                const int value = a.bits == 4 ? (i < 16 ? code & 15 : code >> 4) - format.zero() : code - 128;
+                const int value = (a.bits == 8 ? code : i < 16 ? code & 15 : code >> 4) - format.zero();
                 out[first + i] = (float(value) * scale + offset) * float(a.scale);
             }
         }

@@ -63,46 +63,48 @@ INLINE IntVec widen_words(Bytes a) { return (IntVec)_mm256_madd_epi16(a, _mm256_
 #endif
 #endif
 
+// Unsigned weights against signed activations.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
 // Weights from 0 to 15. Up to 8 calls of add for one group.
 struct SmallDot {
-#if defined(__AVX512VNNI__)
-    IntVec sum = {};
-    INLINE void add(IntVec w, IntVec x) { sum = (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
-    INLINE IntVec total() const { return sum; }
-#elif defined(__AVX2__)
-    Bytes sum = {};  // 16 bits a lane: 8 · 2 · 15 · 127 fits
+    Bytes sum = {};  // 16 bits a lane: 8 · 2 · 15 · 128 fits
     INLINE void add(IntVec w, IntVec x) { sum = add_words(sum, multiply_add_bytes((Bytes)w, (Bytes)x)); }
     INLINE IntVec total() const { return widen_words(sum); }
-#else
-    IntVec sum = {};
-    INLINE void add(IntVec w, IntVec x) {
-        for (int byte = 0; byte < 4; byte++) sum += (w >> (8 * byte) & 0xff) * (x << (24 - 8 * byte) >> 24);
-    }
-    INLINE IntVec total() const { return sum; }
-#endif
 };
 
-// Weights from 0 to 255.
+// Weights from 0 to 255: 16 bits hold two products of 8 bits with 7, but not more, so their low and high halves apart.
 struct WideDot {
-#if defined(__AVX512VNNI__)
-    IntVec sum = {};
-    INLINE void add(IntVec w, IntVec x) { sum = (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
-    INLINE IntVec total() const { return sum; }
-#elif defined(__AVX2__)
-    // 16 bits hold two products of 8 bits with 7, but not more: low and high halves of the weight apart.
-    Bytes low = {}, high = {};
+    SmallDot low, high;
     INLINE void add(IntVec w, IntVec x) {
-        low = add_words(low, multiply_add_bytes((Bytes)(w & 0x0f0f0f0f), (Bytes)x));
-        high = add_words(high, multiply_add_bytes((Bytes)((w >> 4) & 0x0f0f0f0f), (Bytes)x));
+        low.add(w & 0x0f0f0f0f, x);
+        high.add(w >> 4 & 0x0f0f0f0f, x);
     }
-    INLINE IntVec total() const { return widen_words(low) + (widen_words(high) << 4); }
+    INLINE IntVec total() const { return low.total() + (high.total() << 4); }
+};
 #else
+// 32 bits a lane: weights of any size.
+struct WideDot {
     IntVec sum = {};
     INLINE void add(IntVec w, IntVec x) {
+#if defined(__AVX512VNNI__)
+        sum = (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#else
         for (int byte = 0; byte < 4; byte++) sum += (w >> (8 * byte) & 0xff) * (x << (24 - 8 * byte) >> 24);
+#endif
     }
     INLINE IntVec total() const { return sum; }
+};
+typedef WideDot SmallDot;
 #endif
+
+template <int Bits>
+struct DotOf {
+    typedef WideDot Type;
+};
+
+template <>
+struct DotOf<4> {
+    typedef SmallDot Type;
 };
 
 // --- what a tile's rows bring besides their codes ---
@@ -121,7 +123,7 @@ struct FactorMemory {
 
 // The factors of ``count`` rows from ``first`` on, with blocks of Group inputs.
 template <int Group>
-INLINE Factors lay_factors(const QuantisedLinearArgs& a, int64_t first, int64_t count, const Factors& into) {
+INLINE void lay_factors(const QuantisedLinearArgs& a, int64_t first, int64_t count, const Factors& into) {
     const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
     for (int64_t r = 0; r < count; r++) {
         const QuantisedRow row = QuantisedRow::at(a.x, first + r, a.inputs);
@@ -133,7 +135,6 @@ INLINE Factors lay_factors(const QuantisedLinearArgs& a, int64_t first, int64_t 
             into.scaled_sums[at] = Group == 16 ? row.scales[x_group] * float(half_sums[0]) : row.scaled_sums[x_group];
         }
     }
-    return into;
 }
 
 // --- a tile: some rows against one panel ---
@@ -149,40 +150,26 @@ struct QuantisedBlock {
     static INLINE void products(const uint8_t* block, const int8_t* high, int64_t low_at, int64_t row_bytes,
                                 const int32_t* x_sums, int vec, int zero, IntVec (&sums)[Rows]) {
         const uint8_t* line = block + vec * kWidth * 4;
-        if constexpr (Bits == 4) {
-            SmallDot highs[Rows], lows[Rows];
-#pragma GCC unroll 4
-            for (int i = 0; i < kLines; i++) {
-                const IntVec both = load_line(line + i * kLine);
-                const IntVec first = both & 0x0f0f0f0f, second = both >> 4 & 0x0f0f0f0f;
-#pragma GCC unroll 12
-                for (int r = 0; r < Rows; r++) {
-                    const int8_t* x = high + r * row_bytes + 4 * i;
-                    highs[r].add(first, four_codes(x));
-                    lows[r].add(first, four_codes(x + low_at));
+        typename DotOf<Bits>::Type highs[Rows], lows[Rows];
+#pragma GCC unroll 8
+        for (int i = 0; i < kLines; i++) {
+            const IntVec codes = load_line(line + i * kLine);
+            const IntVec first = Bits == 4 ? codes & 0x0f0f0f0f : codes, second = codes >> 4 & 0x0f0f0f0f;
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; r++) {
+                const int8_t* x = high + r * row_bytes + 4 * i;
+                highs[r].add(first, four_codes(x));
+                lows[r].add(first, four_codes(x + low_at));
+                if constexpr (Bits == 4) {
                     highs[r].add(second, four_codes(x + 16));
                     lows[r].add(second, four_codes(x + low_at + 16));
                 }
             }
-#pragma GCC unroll 12
-            for (int r = 0; r < Rows; r++) {
-                sums[r] = (highs[r].total() << 8) + lows[r].total();
-                if (zero) sums[r] -= zero * x_sums[r];
-            }
-        } else {
-            WideDot highs[Rows], lows[Rows];
+        }
 #pragma GCC unroll 8
-            for (int i = 0; i < kLines; i++) {
-                const IntVec w = load_line(line + i * kLine);
-#pragma GCC unroll 12
-                for (int r = 0; r < Rows; r++) {
-                    const int8_t* x = high + r * row_bytes + 4 * i;
-                    highs[r].add(w, four_codes(x));
-                    lows[r].add(w, four_codes(x + low_at));
-                }
-            }
-#pragma GCC unroll 12
-            for (int r = 0; r < Rows; r++) sums[r] = (highs[r].total() << 8) + lows[r].total() - 128 * x_sums[r];
+        for (int r = 0; r < Rows; r++) {
+            sums[r] = (highs[r].total() << 8) + lows[r].total();
+            if (zero) sums[r] -= zero * x_sums[r];
         }
     }
 
@@ -195,12 +182,12 @@ struct QuantisedBlock {
             IntVec products_of[Rows];
             products<Rows>(block, codes, low_at, row_bytes, x.sums, v, format.zero(), products_of);
             const Vec scale = load_half_precision(scales + v * kWidth * 2);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
             for (int r = 0; r < Rows; r++)
                 sums[r][v] = fused(__builtin_convertvector(products_of[r], Vec), scale * x.scales[r], sums[r][v]);
             if (format.has_offset) {
                 const Vec offset = load_half_precision(scales + 32 + v * kWidth * 2);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
                 for (int r = 0; r < Rows; r++) sums[r][v] = fused(offset, broadcast(x.scaled_sums[r]), sums[r][v]);
             }
         }
@@ -223,7 +210,7 @@ struct QuantisedBlock {
             codes += Group;
             x = {x.scales + Rows, x.scaled_sums + Rows, x.sums + Rows};
         }
-#pragma GCC unroll 12
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < kPanelVecs; v++) {

@@ -24,7 +24,7 @@ struct WeightFormat {
     constexpr int64_t block_bytes() const { return lines() * kLine + (has_offset ? 64 : 32); }
     constexpr int64_t groups(int64_t inputs) const { return (inputs + kGroup - 1) / kGroup * kGroup / group; }
     constexpr int64_t panel_bytes(int64_t inputs) const { return groups(inputs) * block_bytes(); }
-    constexpr int zero() const { return bits == 4 && !has_offset ? 8 : 0; }
+    constexpr int zero() const { return bits == 8 ? 128 : has_offset ? 0 : 8; }
 };
 
 // A row: high bytes [groups · 32], low bytes [groups · 32], scales [groups], scale · sum of the group's codes [groups],
