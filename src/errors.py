@@ -15,7 +15,8 @@ class ModelError(StartError):
 
 
 class RequestError(Exception):
-    """A request that is refused: an HTTP status, a message for the client, the field at fault, OpenAI's code."""
+    """A request that is refused: an HTTP status, a message for the client, the field at fault, OpenAI's code; with 401
+    how to authenticate (WWW-Authenticate)."""
 
     def __init__(
         self,
@@ -25,6 +26,7 @@ class RequestError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        challenge: str = "Bearer",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -32,3 +34,4 @@ class RequestError(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.challenge = challenge

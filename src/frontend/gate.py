@@ -4,6 +4,8 @@ A Falcon middleware: what concerns any request is seen to before routing, what d
 pass is said by the routes themselves (``Route.scope``, ``Route.stateless``).
 """
 
+import base64
+import binascii
 import hmac
 import ipaddress
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from shoal.frontend.routes import Method, Route
 _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _EXPOSED_HEADERS: Final = "X-Request-Id, Retry-After, X-Session-State, Warning"
 _PREFLIGHT_AGE_S: Final = 600
+_ASK_A_PERSON: Final = 'Basic realm="Shoal: a key as the password", charset="UTF-8"'
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing: where a page's origin is not allowed, its browser keeps the answer from it."""
 
@@ -103,7 +106,7 @@ class Gate:
         if route.scope == "open":
             return
         if not scopes:
-            raise _missing_key()
+            raise _missing_key("Bearer" if route.operations else _ASK_A_PERSON)
         if route.scope != "any" and route.scope not in scopes:
             message = f"this key has no {route.scope} scope, which {req.path} needs; it has {', '.join(scopes)}"
             raise RequestError(403, message, code="insufficient_scope")
@@ -160,9 +163,9 @@ def _check_query(req: falcon.asgi.Request, route: Route) -> None:
     exchange.warnings += [f"unknown query parameter dropped: {name}" for name in unknown]
 
 
-def _missing_key() -> RequestError:
+def _missing_key(challenge: str = "Bearer") -> RequestError:
     message = "missing or wrong API key; send it as Authorization: Bearer KEY, or as x-api-key"
-    return RequestError(401, message, code="invalid_api_key")
+    return RequestError(401, message, code="invalid_api_key", challenge=challenge)
 
 
 def _is_loopback(name: str) -> bool:
@@ -196,4 +199,18 @@ def _is_preflight(req: falcon.asgi.Request) -> bool:
 
 def _key(req: falcon.asgi.Request) -> str:
     scheme, _, token = (req.get_header("Authorization") or "").partition(" ")
+    if scheme.lower() == "basic":
+        return _password(req, token.strip())
     return token.strip() if scheme.lower() == "bearer" else req.get_header("x-api-key") or ""
+
+
+def _password(req: falcon.asgi.Request, token: str) -> str:
+    """What a person typed into the browser for a page. The browser then sends it along with whatever any page asks of
+    this server, so it counts for pages of this server alone."""
+    origin = req.get_header("Origin")
+    if origin is not None and not _is_same_origin(req, origin):
+        return ""
+    try:
+        return base64.b64decode(token, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

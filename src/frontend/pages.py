@@ -79,7 +79,7 @@ def _chat_pages() -> Iterator[Route]:
 
 
 def _page(path: str, resource: "Asset | Entrance", *, stateless: bool = False) -> Route:
-    return Route(path=path, resource=resource, operations={}, scope="open", stateless=stateless)
+    return Route(path=path, resource=resource, operations={}, scope="any", stateless=stateless)
 
 
 def _own(name: str, policy: dict[str, str] | None = None) -> "Asset":

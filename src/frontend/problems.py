@@ -89,7 +89,7 @@ def write(req: falcon.asgi.Request, resp: falcon.asgi.Response, error: RequestEr
     else:
         resp.data = encode_error(error)
     if error.status == 401:
-        resp.set_header("WWW-Authenticate", "Bearer")
+        resp.set_header("WWW-Authenticate", error.challenge)
     if error.retry_after_s is not None:
         resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after_s))))
 

@@ -60,7 +60,7 @@ class Route(Struct, frozen=True, kw_only=True):
     """Falcon's URI template."""
     resource: object
     operations: dict[Method, Operation]
-    """Empty: a page for people, not described in /openapi.json."""
+    """Empty: a page for people, not described in /openapi.json; their browser is asked for the key."""
     scope: Scope | Literal["open", "any"] = "inference"
     """What a key must allow; ``open`` needs no key, ``any`` leaves to the route what a key may do."""
     stateless: bool = False

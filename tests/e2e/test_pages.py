@@ -155,6 +155,26 @@ def test_a_chat_with_the_model(tab: Tab) -> None:
     assert "Paris" in page.locator(".assistant").inner_text(), "it is kept in the browser"
 
 
+def test_with_keys_the_browser_asks_for_one_and_the_chat_goes_on_with_it(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data = tmp_path_factory.mktemp("data")
+    with running_server(f"--data_dir={data}", env={"SHOAL_API_KEYS": "sk-page"}) as guarded:
+        stranger = Tab(browser, guarded)
+        answer = stranger.page.request.get(f"{guarded.url}/ui")
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+        stranger.context.close()
+        tab = Tab(browser, guarded, http_credentials={"username": "", "password": "sk-page"})
+        page = tab.open("/ui")
+        page.locator("#welcome-model", has_text="SmolLM2").wait_for()
+        tab.ask("What is the capital of France?")
+        assert "Paris" in tab.answer.locator(".markdown").last.inner_text()
+        tab.open("/").get_by_text("/v1/chat/completions").first.wait_for()
+        assert not tab.errors
+        tab.context.close()
+
+
 def test_stop_keeps_what_came_and_again_answers_anew(tab: Tab) -> None:
     page = tab.open("/ui")
     tab.ask("Write a very long and detailed story about a lighthouse keeper, at least 2000 words.")

@@ -1,5 +1,6 @@
 """Request ids, Host headers, pages of other origins, keys and their scopes."""
 
+import base64
 import logging
 
 import pytest
@@ -162,8 +163,40 @@ def test_every_described_route_but_those_is_behind_a_key() -> None:
     kit = Kit(api_keys=(key("k", "metrics"),))
     described = [route for route in all_routes(kit.service) if route.operations]
     assert {route.path for route in described if route.scope == "open"} == {"/health", "/ready"}
+    assert not [
+        route.path for route in all_routes(kit.service) if not route.operations and route.scope == "open"
+    ]
     assert kit.get("/version").status_code == 401
     assert kit.get("/version", x_api_key="k").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/redoc", "/openapi.json", "/ui", "/ui/app.js"])
+def test_a_page_asks_for_the_key_as_browsers_do(path: str) -> None:
+    kit = Kit(api_keys=(key("sécond"),))
+    asked = kit.get(path)
+    assert asked.status_code == 401
+    assert asked.headers["www-authenticate"].startswith("Basic realm=")
+    assert kit.get(path, Authorization=basic("anybody", "sécond")).status_code == 200
+    for wrong in (
+        basic("sécond", ""),
+        basic("", "other"),
+        "Basic !",
+        "Basic " + base64.b64encode(b"\xff:k").decode(),
+    ):
+        assert kit.get(path, Authorization=wrong).status_code == 401
+
+
+def test_a_key_that_the_browser_adds_counts_for_pages_of_this_server_alone() -> None:
+    kit = Kit(api_keys=(key("k"),))
+    typed = {"Authorization": basic("", "k")}
+    assert kit.get("/v1/models", **typed).status_code == 200
+    assert kit.get("/v1/models", Origin="http://127.0.0.1", **typed).status_code == 200
+    assert kit.get("/v1/models", Origin="http://elsewhere.example", **typed).status_code == 401
+    assert kit.request("POST", CHAT, b"{}", Origin="http://elsewhere.example", **typed).status_code == 401
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def test_a_query_says_nothing_that_is_not_listened_to() -> None:
