@@ -14,7 +14,6 @@ from shoal.frontend.renamed import names
 from shoal.frontend.schemas.chat import ChatCompletionRequest
 from shoal.frontend.schemas.responses import (
     InputTokensRequest,
-    OutputItem,
     ResponseItem,
     ResponsePart,
     ResponsesRequest,
@@ -74,11 +73,6 @@ def chat_request(request: InputTokensRequest, history: Sequence[ResponseItem]) -
     if isinstance(request, ResponsesRequest):
         fields |= _sampling_fields(request)
     return msgspec.convert(fields, ChatCompletionRequest)
-
-
-def as_items(output: Sequence[OutputItem]) -> list[ResponseItem]:
-    """An answer as the history of the next turn."""
-    return [msgspec.convert(msgspec.to_builtins(item), ResponseItem) for item in output]
 
 
 def encrypted(reasoning: str) -> str:

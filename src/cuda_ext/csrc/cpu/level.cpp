@@ -12,6 +12,19 @@
 #include "weigh_logits.h"
 
 extern const Level SHOAL_LEVEL = {
-    rms_norm,  add_rms_norm, rope_write_kv, gated_activation, embed,        pack_weight, lay_tiles,
-    linear,    linear_quantised, quantise, kMostRows,    paged_attention, find_peak,      weigh_logits, collect,
+    rms_norm,
+    add_rms_norm,
+    rope_write_kv,
+    gated_activation,
+    embed,
+    pack_weight,
+    lay_tiles,
+    linear,
+    linear_quantised,
+    quantise,
+    kMostRows,
+    paged_attention,
+    find_peak,
+    weigh_logits,
+    collect,
 };

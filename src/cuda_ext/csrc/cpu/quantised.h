@@ -9,7 +9,6 @@
 // offset; zero is 8 for W4 without offsets and 0 otherwise.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 constexpr int64_t kPanel = 16;   // outputs
