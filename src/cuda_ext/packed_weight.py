@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.program import Program, no_twin
+from shoal.cuda_ext.weight_memory import allocate
 
 PANEL = 16
 """Rows that lie side by side."""
@@ -32,9 +33,9 @@ class PackedWeight:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"weights of {dtype} are not packed")
         if library() is None:
-            return cls(torch.empty(rows, columns, dtype=dtype), rows, columns)
+            return cls(allocate((rows, columns), dtype), rows, columns)
         step = _WORD_BYTES // dtype.itemsize
-        panels = torch.empty(-(-rows // PANEL), -(-columns // step), PANEL, step, dtype=dtype)
+        panels = allocate((-(-rows // PANEL), -(-columns // step), PANEL, step), dtype)
         return cls(panels, rows, columns)
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from shoal.cuda_ext.program import Program, no_twin
+from shoal.cuda_ext.weight_memory import allocate
 
 PANEL = 16
 """Outputs that lie side by side."""
@@ -125,7 +126,7 @@ class QuantisedWeight:
     def empty(cls, rows: int, columns: int, form: WeightFormat) -> "QuantisedWeight":
         """Zeros, to be written whole."""
         panels = -(-rows // PANEL)
-        storage = torch.zeros(panels, form.groups(columns), form.block_bytes, dtype=torch.uint8)
+        storage = allocate((panels, form.groups(columns), form.block_bytes), torch.uint8)
         return cls(storage, rows, columns, form)
 
     def write(self, first_row: int, groups: QuantisedGroups) -> None:
