@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shoal.grammar_tokens import llguidance_tokenizer
 from shoal.messages import Grammar, Sampling
 from shoal.workers.grammar import GrammarThreads
-from shoal.workers.sampler import Drawn, SamplerRow, sample
+from shoal.workers.sampler import Drawn, Sampler, SamplerRow
 
 WORDS = (b'{"', b'":', b'","', b'"}', b"true", b"false", b"null", b"name", b"ab", b"abc", b" a", b"12", b"\n\n")
 TEXTS = (*(bytes([byte]) for byte in range(256)), *WORDS, b"<eos>", b"<turn>", b"<think>", b"</think>")
@@ -80,7 +80,7 @@ def row(threads: GrammarThreads, generated: Sequence[int] = (), **sampling: Any)
 def draw(state: SamplerRow, logits: NDArray[np.float32] | None = None) -> Drawn:
     """One draw from all tokens alike, or from the logits given."""
     uniform = np.zeros(VOCABULARY, np.float32) if logits is None else logits.copy()
-    return sample(torch.from_numpy(uniform).unsqueeze(0), [state])[0]
+    return Sampler().sample(torch.from_numpy(uniform).unsqueeze(0), [state])[0]
 
 
 def answer(state: SamplerRow, most_tokens: int, noise: np.random.Generator | None = None) -> list[int]:

@@ -10,7 +10,7 @@ from shoal.wire import pack_ids
 from shoal.workers.decoder import Decoder
 from shoal.workers.parallel import Group
 from shoal.workers.readings import score
-from shoal.workers.sampler import sample
+from shoal.workers.sampler import Sampler
 from shoal.workers.slots import Int32s, PlannedRows, SlotTable
 
 
@@ -22,6 +22,7 @@ class Runner:
         self._group = group
         self._slots = slots
         self._crew_epoch = crew_epoch
+        self._sampler = Sampler()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """One step, on every rank alike; only rank 0's result is sent."""
@@ -70,15 +71,15 @@ class Runner:
         """Rank 0 draws; the others are told."""
         if len(slots) == 0:
             return np.zeros(0, np.int32), ()
-        ids = torch.zeros(len(slots), dtype=torch.int64)
+        ids = np.zeros(len(slots), np.int64)
         logprobs: tuple[TokenLogprob | None, ...] = ()
         if logits is not None:
-            drawn = sample(logits, self._slots.samplers(slots))
-            ids = torch.tensor([token.id for token in drawn])
+            drawn = self._sampler.sample(logits, self._slots.samplers(slots))
+            ids[:] = [token.id for token in drawn]
             if any(token.logprob is not None for token in drawn):
                 logprobs = tuple(token.logprob for token in drawn)
-        self._group.broadcast(ids)
-        return ids.numpy().astype(np.int32), logprobs
+        self._group.broadcast(torch.from_numpy(ids))
+        return ids.astype(np.int32), logprobs
 
 
 def warm_up(runner: Runner, num_rows: int, prompt_len: int) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.cuda_ext import ops
-from shoal.cuda_ext.program import Program
+from shoal.cuda_ext.program import Count, Program
 from shoal.messages import Sampling, TokenLogprob
 from shoal.workers.constraints import Constraints
 from shoal.workers.grammar import FollowedGrammar, GrammarThreads
@@ -98,6 +98,11 @@ class SamplerRow:
         self._grammar = _open_grammar(sampling, generated, grammars)
 
     @property
+    def touches_logits(self) -> bool:
+        """Whether ``adjust`` or ``constrain`` has something to do."""
+        return self._seen is not None or self._bias_ids.size > 0 or self.constrained
+
+    @property
     def constrained(self) -> bool:
         """Whether there may be tokens that are not to be drawn."""
         return self._constraints is not None or self._grammar is not None
@@ -152,44 +157,76 @@ def _open_grammar(
     return grammars.open(sampling.grammar, generated)
 
 
-def _draw(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
-    wanted = [row.sampling for row in rows]
-    ids = torch.empty(len(rows), dtype=torch.int64)
-    program = Program()
-    ops.draw(
-        program,
-        ids,
-        logits,
-        temperature=torch.tensor([s.temperature for s in wanted], dtype=torch.float32),
-        top_k=torch.tensor([s.top_k for s in wanted], dtype=torch.int64),
-        top_p=torch.tensor([s.top_p for s in wanted], dtype=torch.float32),
-        min_p=torch.tensor([s.min_p for s in wanted], dtype=torch.float32),
-        uniform=torch.tensor(
-            [uniform(row.sampling.seed, row.position) if row.sampling.temperature else 0.0 for row in rows],
-            dtype=torch.float64,
-        ),
-    )
-    program.run()
-    drawn: list[int] = ids.tolist()
-    return drawn
+class Sampler:
+    """Draws for any number of rows at a time; what it hands to the library is recorded once."""
+
+    def __init__(self) -> None:
+        self._draws: _Draws | None = None
+
+    def sample(self, logits: Tensor, rows: Sequence[SamplerRow]) -> list[Drawn]:
+        """logits: float32 [len(rows), vocabulary]; holds the adjusted and constrained logits afterwards. The rows do
+        not learn what was drawn: whoever keeps a token calls ``observe``."""
+        views: list[NDArray[np.float32]] = list(logits.numpy())
+        failures = {}
+        if any(row.touches_logits for row in rows):
+            # A row that is not finite may warn here; the draw finds it.
+            with np.errstate(invalid="ignore", over="ignore"):
+                for row, view in zip(rows, views, strict=True):
+                    row.adjust(view)
+                failures = _constrain(rows, views)
+        drawn = []
+        for place, (row, token_id) in enumerate(zip(rows, self._draw(logits, rows), strict=True)):
+            token_id = failures.get(place, token_id)
+            wants_logprob = row.sampling.logprobs >= 0 and token_id >= 0
+            logprob = token_logprob(views[place], token_id, row.sampling.logprobs) if wants_logprob else None
+            drawn.append(Drawn(token_id, logprob))
+        return drawn
+
+    def _draw(self, logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
+        if self._draws is None or not self._draws.holds(logits):
+            self._draws = _Draws(logits)
+        return self._draws.draw(rows)
 
 
-def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[Drawn]:
-    """logits: float32 [len(rows), vocabulary]; holds the adjusted and constrained logits afterwards. The rows do not
-    learn what was drawn: whoever keeps a token calls ``observe``."""
-    views: list[NDArray[np.float32]] = list(logits.numpy())
-    # A row that is not finite may warn here; the draw finds it.
-    with np.errstate(invalid="ignore", over="ignore"):
-        for row, view in zip(rows, views, strict=True):
-            row.adjust(view)
-        failures = _constrain(rows, views)
-    drawn = []
-    for place, (row, token_id) in enumerate(zip(rows, _draw(logits, rows), strict=True)):
-        token_id = failures.get(place, token_id)
-        wants_logprob = row.sampling.logprobs >= 0 and token_id >= 0
-        logprob = token_logprob(views[place], token_id, row.sampling.logprobs) if wants_logprob else None
-        drawn.append(Drawn(token_id, logprob))
-    return drawn
+class _Draws:
+    """The recorded draw from one buffer of logits."""
+
+    def __init__(self, logits: Tensor) -> None:
+        most = len(logits)
+        self._logits = logits
+        self._rows = Count(most)
+        self._ids = np.zeros(most, np.int64)
+        self._temperature, self._top_p, self._min_p = (np.zeros(most, np.float32) for _ in range(3))
+        self._top_k = np.zeros(most, np.int64)
+        self._uniform = np.zeros(most, np.float64)
+        columns = (self._temperature, self._top_k, self._top_p, self._min_p, self._uniform)
+        self._program = Program()
+        ops.draw(
+            self._program, torch.from_numpy(self._ids), logits, *map(torch.from_numpy, columns), rows=self._rows
+        )
+
+    def holds(self, logits: Tensor) -> bool:
+        """Whether these are rows of the buffer, from its first on."""
+        own = self._logits
+        return (
+            logits.data_ptr() == own.data_ptr()
+            and len(logits) <= len(own)
+            and logits.shape[1] == own.shape[1]
+            and logits.stride() == own.stride()
+        )
+
+    def draw(self, rows: Sequence[SamplerRow]) -> list[int]:
+        """The ids for the first rows of the buffer."""
+        for place, row in enumerate(rows):
+            wanted = row.sampling
+            self._temperature[place] = wanted.temperature
+            self._top_k[place], self._top_p[place] = wanted.top_k, wanted.top_p
+            self._min_p[place] = wanted.min_p
+            self._uniform[place] = uniform(wanted.seed, row.position) if wanted.temperature else 0.0
+        self._rows.set(len(rows))
+        self._program.run()
+        ids: list[int] = self._ids[: len(rows)].tolist()
+        return ids
 
 
 def _constrain(rows: Sequence[SamplerRow], views: list[NDArray[np.float32]]) -> dict[int, int]:

@@ -107,9 +107,10 @@ class SlotTable:
 
     def append(self, slots: Int32s, ids: Int32s) -> None:
         """Adds one sampled token to each slot; −1 (no finite logits) stands as token 0 until the seat leaves."""
-        if np.any(self._known[slots] >= self._tokens.shape[1]):
+        known = self._known[slots]
+        if (known >= self._tokens.shape[1]).any():
             raise PlanInvalid("a token was sampled past the session length")
-        self._tokens[slots, self._known[slots]] = np.maximum(ids, 0)
+        self._tokens[slots, known] = np.maximum(ids, 0)
         self._known[slots] += 1
         if self._sampling:
             for slot, token_id in zip(slots.tolist(), ids.tolist(), strict=True):
@@ -168,19 +169,20 @@ class SlotTable:
                 self._table_lens[slot] += count
                 taken += count
         ends = rows.starts + rows.counts
-        if np.any(ends > self._table_lens[rows.slots] * self._block_size):
+        if (ends > self._table_lens[rows.slots] * self._block_size).any():
             raise PlanInvalid("a row reaches past its block table")
 
     def _check(self, rows: "PlannedRows") -> None:
         slots = rows.slots
         if len(slots) == 0 or slots.min() < 0 or slots.max() >= len(self._epochs):
             raise PlanInvalid("a plan needs rows of existing slots")
-        if np.any(self._epochs[slots] == _FREE) or len(np.unique(slots)) != len(slots):
+        if (self._epochs[slots] == _FREE).any() or len(set(slots.tolist())) != len(slots):
             raise PlanInvalid("a row names a slot that is free, or one twice")
         ends = rows.starts + rows.counts
-        if rows.starts.min() < 0 or rows.counts.min() < 1 or np.any(ends > self._known[slots]):
+        known = self._known[slots]
+        if rows.starts.min() < 0 or rows.counts.min() < 1 or (ends > known).any():
             raise PlanInvalid("a row reaches past the known tokens")
-        if np.any(rows.samples & (ends != self._known[slots])):
+        if (rows.samples & (ends != known)).any():
             raise PlanInvalid("a row samples before its last known token")
 
 

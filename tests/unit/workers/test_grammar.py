@@ -27,7 +27,7 @@ from tiny_grammars import (
 from shoal.errors import ModelError
 from shoal.messages import Grammar, Sampling, ThinkingBudget
 from shoal.workers.grammar import GrammarThreads, Mask
-from shoal.workers.sampler import GRAMMAR_FAILED, NOTHING_ALLOWED, SamplerRow, sample
+from shoal.workers.sampler import GRAMMAR_FAILED, NOTHING_ALLOWED, Sampler, SamplerRow
 
 PERSON = {
     "type": "object",
@@ -144,7 +144,7 @@ def test_a_grammar_that_fails_harms_its_own_row_only(
         row(threads, [ord("z")], grammar=regex_grammar("ab")),
         row(threads, temperature=0.0),
     ]
-    drawn = [token.id for token in sample(torch.zeros(4, VOCABULARY), states)]
+    drawn = [token.id for token in Sampler().sample(torch.zeros(4, VOCABULARY), states)]
     assert drawn == [GRAMMAR_FAILED, TEXTS.index(b"ab"), GRAMMAR_FAILED, 0]
     for state, token_id in zip(states, drawn, strict=True):
         state.observe(token_id)

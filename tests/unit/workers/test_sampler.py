@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shoal.messages import Sampling
-from shoal.workers.sampler import Drawn, SamplerRow, sample
+from shoal.workers.sampler import Drawn, Sampler, SamplerRow
 
 VOCABULARY = 97
 
@@ -39,7 +39,7 @@ def adjusted(logits: list[float], state: SamplerRow) -> list[float]:
 
 
 def sample_one(logits: torch.Tensor, state: SamplerRow) -> Drawn:
-    return sample(logits.clone().unsqueeze(0), [state])[0]
+    return Sampler().sample(logits.clone().unsqueeze(0), [state])[0]
 
 
 def test_repetition_penalty_counts_prompt_and_answer_once_each() -> None:
@@ -175,21 +175,21 @@ def mixed_rows(count: int) -> list[SamplerRow]:
 def test_a_row_does_not_depend_on_the_others() -> None:
     rows = mixed_rows(26)
     logits = torch.randn(26, VOCABULARY) * 2
-    together = sample(logits.clone(), rows)
+    together = Sampler().sample(logits.clone(), rows)
     assert [sample_one(logits[i], rows[i]) for i in range(26)] == together
     order = torch.randperm(26).tolist()
-    assert sample(logits[order], [rows[i] for i in order]) == [together[i] for i in order]
+    assert Sampler().sample(logits[order], [rows[i] for i in order]) == [together[i] for i in order]
 
 
 def test_broken_logits_harm_their_own_row_only() -> None:
     rows = mixed_rows(18)
     logits = torch.randn(18, VOCABULARY) * 2
-    healthy = sample(logits.clone(), rows)
+    healthy = Sampler().sample(logits.clone(), rows)
     broken = {2: float("nan"), 3: float("inf"), 10: float("nan"), 11: -float("inf")}
     for i, value in broken.items():
         logits[i, 7] = value
     logits[11] = -float("inf")
-    drawn = sample(logits, rows)
+    drawn = Sampler().sample(logits, rows)
     for i in range(18):
         assert drawn[i] == (Drawn(-1, None) if i in broken else healthy[i])
 
@@ -205,7 +205,7 @@ def test_frequencies_follow_the_softmax() -> None:
             state = SamplerRow(wanted, [0], [], 12)
             state.position = position
             states.append(state)
-        drawn = [token.id for token in sample(logits.expand(draws, -1).clone(), states)]
+        drawn = [token.id for token in Sampler().sample(logits.expand(draws, -1).clone(), states)]
         expected = shares * draws
         chi_square = ((torch.bincount(torch.tensor(drawn), minlength=12) - expected) ** 2 / expected).sum()
         assert chi_square < 11 + 5 * math.sqrt(2 * 11)
