@@ -31,6 +31,7 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 LEVELS = {"Scalar": []}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"Avx2": AVX2, "Avx512": AVX512, "Avx512Vnni": [*AVX512, "-mavx512vnni"]}
+AMX = [*LEVELS["Avx512Vnni"], "-mamx-tile", "-mamx-int8"] if "Avx512Vnni" in LEVELS else []
 
 
 def run(*command: str) -> None:
@@ -80,12 +81,13 @@ class BuildLibrary(build_ext):
         objects = Path(self.build_temp) / "cpu"
         objects.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
+        amx = AMX if self.knows(compiler, AMX) else []
         interface = f"-DSHOAL_INTERFACE={zlib.crc32(INTERFACE.read_bytes())}u"
         jobs = [
             (SOURCES / "level.cpp", objects / f"level_{name}.o", [*flags, f"-DSHOAL_LEVEL=k{name}"])
             for name, flags in LEVELS.items()
         ] + [
-            (path, objects / f"{path.stem}.o", [interface])
+            (path, objects / f"{path.stem}.o", [interface, *(amx if path.stem.endswith("_amx") else [])])
             for path in sorted(SOURCES.glob("*.cpp"))
             if path.name != "level.cpp"
         ]
@@ -95,6 +97,11 @@ class BuildLibrary(build_ext):
         fresh = target.with_suffix(".new")
         run(compiler, *LINKING, *checks, "-o", str(fresh), *(str(job[1]) for job in jobs))
         fresh.replace(target)
+
+    def knows(self, compiler: str, flags: list[str]) -> bool:
+        """Older ones lack the newest instructions."""
+        command = [compiler, *flags, "-E", "-x", "c++", os.devnull]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     def compile(self, compiler: str, source: Path, to: Path, flags: list[str], checks: list[str]) -> None:
         run(compiler, *FLAGS, *WARNINGS, *flags, *checks, "-c", str(source), "-o", str(to))

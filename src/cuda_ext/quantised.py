@@ -175,7 +175,7 @@ def pack_quantised(groups: QuantisedGroups, columns: int) -> QuantisedWeight:
 
 @dataclass(frozen=True, slots=True)
 class QuantisedRows:
-    """Activations [rows, columns] as codes of 16 bits with one scale for each 32: uint8 [rows, bytes of a row]."""
+    """Activations [rows, columns] as codes of 12 bits with one scale for each 32: uint8 [rows, bytes of a row]."""
 
     storage: Tensor
     columns: int
@@ -189,8 +189,8 @@ class QuantisedRows:
     def dequantise(self) -> Tensor:
         """float64 [rows, columns], for tests."""
         groups = -(-self.columns // GROUP)
-        size = groups * GROUP
-        high, low = (self.storage[:, at : at + size].view(torch.int8).double() for at in (0, size))
-        scales = self.storage[:, 2 * size : 2 * size + 4 * groups].contiguous().view(torch.float32)
-        codes = (256 * high + low).view(-1, groups, GROUP)
+        size = 2 * groups * GROUP
+        parts = self.storage[:, :size].view(torch.int8).double().view(-1, groups, 2, GROUP)
+        scales = self.storage[:, size : size + 4 * groups].contiguous().view(torch.float32)
+        codes = 16 * parts[:, :, 0] + parts[:, :, 1]
         return (codes * scales.unsqueeze(2)).flatten(1)[:, : self.columns]

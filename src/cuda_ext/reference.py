@@ -176,18 +176,19 @@ def draw(
 
 
 def quantise(x: Tensor, row_bytes: int) -> Tensor:
-    """uint8 [rows, row_bytes]: the high bytes of a row's codes, the low ones, its scales, scale · sum of each group's
-    codes, sums of 16 codes."""
+    """uint8 [rows, row_bytes]: the high and the low parts of each group's codes, the row's scales, scale · sum of each
+    group's codes, sums of 16 codes."""
     rows, columns = x.shape
     groups = functional.pad(x.float(), (0, -columns % 32)).view(rows, -1, 32)
     largest = groups.abs().amax(2)
     tiny = largest < 1e-30
-    scales = torch.where(tiny, 0.0, largest / 32512)
-    codes = (groups * torch.where(tiny, 0.0, torch.tensor(32512.0) / largest).unsqueeze(2)).round()
-    high = torch.floor((codes + 128) / 256)
-    low = codes - 256 * high
+    scales = torch.where(tiny, 0.0, largest / 2047)
+    codes = (groups * torch.where(tiny, 0.0, torch.tensor(2047.0) / largest).unsqueeze(2)).round()
+    high = torch.floor(codes / 16)
+    parts = torch.cat([high, codes - 16 * high], dim=2).to(torch.int8)
     half_sums = codes.view(rows, -1, 16).sum(2).to(torch.int32)
     scaled_sums = scales * codes.sum(2)
-    parts = (high.to(torch.int8).flatten(1), low.to(torch.int8).flatten(1), scales, scaled_sums, half_sums)
-    laid = torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)
+    laid = torch.cat(
+        [part.contiguous().view(torch.uint8) for part in (parts.flatten(1), scales, scaled_sums, half_sums)], dim=1
+    )
     return functional.pad(laid, (0, row_bytes - laid.shape[1]))

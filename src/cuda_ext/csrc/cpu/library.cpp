@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "level.h"
+#include "linear_quantised_amx.h"
 #include "parallel.h"
 
 namespace {
@@ -15,6 +16,13 @@ struct NamedLevel {
     bool supported;
 };
 
+#if defined(__x86_64__)
+Level with_tiles(Level level) {
+    level.linear_quantised = linear_quantised_amx;
+    return level;
+}
+#endif
+
 const NamedLevel* levels() {
 #if defined(__x86_64__)
     static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -22,8 +30,15 @@ const NamedLevel* levels() {
     static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     static const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    static const Level tiles = with_tiles(kAvx512Vnni);
     static const NamedLevel all[] = {
-        {"avx512_vnni", &kAvx512Vnni, vnni}, {"avx512", &kAvx512, avx512}, {"avx2", &kAvx2, avx2}, {"scalar", &kScalar, true}, {}};
+        {"avx512_amx", &tiles, vnni && amx_is_usable()},
+        {"avx512_vnni", &kAvx512Vnni, vnni},
+        {"avx512", &kAvx512, avx512},
+        {"avx2", &kAvx2, avx2},
+        {"scalar", &kScalar, true},
+        {},
+    };
 #else
     static const NamedLevel all[] = {{"scalar", &kScalar, true}, {}};
 #endif

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kMostRowsAnItem = 64;        // whose codes stay in the second-level cache
 constexpr int64_t kProductsAnItem = 1 << 16;   // below, handing it out costs more than it saves
+constexpr int64_t kRowsTogether = 16;          // which tiles take at once
 constexpr int64_t kItemsAThread = 4;           // so that a thread that is held up has less to do
 
 int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
@@ -52,12 +53,18 @@ EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
     const int64_t groups = WeightFormat{a.bits, a.group, false}.groups(a.inputs);
     if (groups > kMostFactors) return kNoMemory;
     const int64_t fitting = kMostFactors / at_least_one(groups);
-    const int64_t rows = fitting < kMostRowsAnItem ? fitting : kMostRowsAnItem;
-    const int64_t blocks = (a.rows + rows - 1) / rows, pieces = pieces_of(a, panels, blocks);
+    const int64_t whole = fitting < kRowsTogether ? fitting : fitting / kRowsTogether * kRowsTogether;
+    const int64_t most = whole < kMostRowsAnItem ? whole : kMostRowsAnItem, step = most < kRowsTogether ? 1 : kRowsTogether;
+    const int64_t steps = (a.rows + step - 1) / step, blocks = (steps * step + most - 1) / most;
+    const auto first_row = [&](int64_t block) {
+        const int64_t row = cut(steps, block, blocks) * step;
+        return row < a.rows ? row : a.rows;
+    };
+    const int64_t pieces = pieces_of(a, panels, blocks);
     parallel_items(blocks * pieces, true, [&](int64_t item, int) {
         const int64_t piece = item / blocks, block = item % blocks;
-        current_level().linear_quantised(a, {cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),
-                                             cut(panels, piece, pieces), cut(panels, piece + 1, pieces)});
+        current_level().linear_quantised(a, {first_row(block), first_row(block + 1), cut(panels, piece, pieces),
+                                             cut(panels, piece + 1, pieces)});
     });
     return kOk;
 }

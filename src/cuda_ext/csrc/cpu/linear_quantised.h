@@ -1,11 +1,11 @@
-// x · weightᵀ + bias where both are integers (quantised.h): each group's products are added up exactly, those with the
-// high and with the low bytes of the activations apart, and each
-// result is one chain over the groups in their order: two fused multiply-adds a group (one without offsets), the
+// x · weightᵀ + bias where both are integers (quantised.h): each group's products are added up exactly, and each result is
+// one chain over the groups in their order: two fused multiply-adds a group (one without offsets), the
 // bias last. So it depends neither on the other rows nor on the number of threads nor on the level.
 #pragma once
 
 #include "linear_plan.h"
 #include "quantised.h"
+#include "quantised_factors.h"
 #include "shoal_cpu.h"
 #include "vec.h"
 
@@ -14,7 +14,6 @@ namespace {
 constexpr int kPanelVecs = int(kPanel) / kWidth;
 
 typedef uint8_t CodeVec __attribute__((vector_size(kWidth * 4)));
-typedef uint16_t HalfPanel __attribute__((vector_size(kWidth * 2)));
 
 INLINE IntVec load_line(const uint8_t* p) {
     IntVec v;
@@ -26,25 +25,6 @@ INLINE IntVec four_codes(const int8_t* x) {
     int32_t word;
     __builtin_memcpy(&word, x, sizeof word);
     return word - IntVec{};
-}
-
-// Half-precision scales or offsets of kWidth outputs.
-INLINE Vec load_half_precision(const uint8_t* p) {
-#if defined(__AVX512F__)
-    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__AVX2__)
-    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-    HalfVec h;
-    __builtin_memcpy(&h, p, sizeof h);
-    const BitVec bits = __builtin_convertvector(h, BitVec);
-    const BitVec magnitude = bits & 0x7fff;
-    // Exponent and mantissa move to their places; a product with 2^112 mends the exponent, subnormals included.
-    const Vec scaled = (Vec)(magnitude << 13) * broadcast(5.192296858534828e33f);
-    const BitVec special = (BitVec)(magnitude >= 0x7c00);
-    const BitVec value = ((BitVec)scaled & ~special) | (((magnitude << 13) | 0x7f800000) & special);
-    return (Vec)(value | (bits & 0x8000) << 16);
-#endif
 }
 
 // --- sums of products of codes: weights w against activations x, four inputs a lane ---
@@ -65,6 +45,8 @@ INLINE IntVec widen_words(Bytes a) { return (IntVec)_mm256_madd_epi16(a, _mm256_
 
 // Unsigned weights against signed activations.
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr bool kAnySize = false;
+
 // Weights from 0 to 15. Up to 8 calls of add for one group.
 struct SmallDot {
     Bytes sum = {};  // 16 bits a lane: 8 · 2 · 15 · 128 fits
@@ -82,6 +64,8 @@ struct WideDot {
     INLINE IntVec total() const { return low.total() + (high.total() << 4); }
 };
 #else
+constexpr bool kAnySize = true;
+
 // 32 bits a lane: weights of any size.
 struct WideDot {
     IntVec sum = {};
@@ -107,39 +91,13 @@ struct DotOf<4> {
     typedef SmallDot Type;
 };
 
-// --- what a tile's rows bring besides their codes ---
-
-// For each block of inputs the rows' scales, scale · sum, and sums of codes, side by side: one tile after the other.
-struct Factors {
-    float* scales;
-    float* scaled_sums;
-    int32_t* sums;
-};
-
-struct FactorMemory {
-    float scales[kMostFactors], scaled_sums[kMostFactors];
-    int32_t sums[kMostFactors];
-};
-
-// The factors of ``count`` rows from ``first`` on, with blocks of Group inputs.
-template <int Group>
-INLINE void lay_factors(const QuantisedLinearArgs& a, int64_t first, int64_t count, const Factors& into) {
-    const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
-    for (int64_t r = 0; r < count; r++) {
-        const QuantisedRow row = QuantisedRow::at(a.x, first + r, a.inputs);
-        for (int64_t group = 0; group < groups; group++) {
-            const int64_t at = group * count + r, x_group = group * Group / kGroup;
-            const int32_t* half_sums = row.half_sums + group * Group / 16;
-            into.scales[at] = row.scales[x_group];
-            into.sums[at] = Group == 16 ? half_sums[0] : half_sums[0] + half_sums[1];
-            into.scaled_sums[at] = Group == 16 ? row.scales[x_group] * float(half_sums[0]) : row.scaled_sums[x_group];
-        }
-    }
-}
-
 // --- a tile: some rows against one panel ---
 
-constexpr int64_t kFetchAhead = 2048;  // bytes of weights that are asked of the memory before they are needed
+// Of a row's codes, from one block of inputs to the next: two blocks of 16 share an activations' group.
+template <int Group>
+INLINE const int8_t* next_group(const int8_t* codes, int64_t group) {
+    return codes + (Group == 16 && group % 2 == 0 ? 16 : 2 * kGroup - (Group == 16 ? 16 : 0));
+}
 
 template <int Bits, int Group>
 struct QuantisedBlock {
@@ -147,9 +105,19 @@ struct QuantisedBlock {
 
     // The sums of products of one block with Rows rows, for the panel's vec-th vector of outputs.
     template <int Rows>
-    static INLINE void products(const uint8_t* block, const int8_t* high, int64_t low_at, int64_t row_bytes,
-                                const int32_t* x_sums, int vec, int zero, IntVec (&sums)[Rows]) {
+    static INLINE void products(const uint8_t* block, const int8_t* high, int64_t row_bytes, int vec,
+                                IntVec (&sums)[Rows]) {
         const uint8_t* line = block + vec * kWidth * 4;
+        if constexpr (Bits == 4 && kAnySize && Rows > 2)
+            joined_products<Rows>(line, high, row_bytes, sums);
+        else
+            separate_products<Rows>(line, high, row_bytes, sums);
+    }
+
+    // High and low parts apart: less to do for each line.
+    template <int Rows>
+    static INLINE void separate_products(const uint8_t* line, const int8_t* high, int64_t row_bytes,
+                                         IntVec (&sums)[Rows]) {
         typename DotOf<Bits>::Type highs[Rows], lows[Rows];
 #pragma GCC unroll 8
         for (int i = 0; i < kLines; i++) {
@@ -159,32 +127,54 @@ struct QuantisedBlock {
             for (int r = 0; r < Rows; r++) {
                 const int8_t* x = high + r * row_bytes + 4 * i;
                 highs[r].add(first, four_codes(x));
-                lows[r].add(first, four_codes(x + low_at));
+                lows[r].add(first, four_codes(x + kGroup));
                 if constexpr (Bits == 4) {
                     highs[r].add(second, four_codes(x + 16));
-                    lows[r].add(second, four_codes(x + low_at + 16));
+                    lows[r].add(second, four_codes(x + kGroup + 16));
                 }
             }
         }
 #pragma GCC unroll 8
-        for (int r = 0; r < Rows; r++) {
-            sums[r] = (highs[r].total() << 8) + lows[r].total();
-            if (zero) sums[r] -= zero * x_sums[r];
+        for (int r = 0; r < Rows; r++) sums[r] = (highs[r].total() << 4) + lows[r].total();
+    }
+
+    // High parts with 16 · weight: less to do for each row.
+    template <int Rows>
+    static INLINE void joined_products(const uint8_t* line, const int8_t* high, int64_t row_bytes,
+                                       IntVec (&sums)[Rows]) {
+        WideDot both[Rows];
+#pragma GCC unroll 8
+        for (int i = 0; i < kLines; i++) {
+            const IntVec codes = load_line(line + i * kLine);
+            const IntVec first = codes & 0x0f0f0f0f, second = codes >> 4 & 0x0f0f0f0f;
+            const IntVec first_16 = codes << 4 & int32_t(0xf0f0f0f0), second_16 = codes & int32_t(0xf0f0f0f0);
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; r++) {
+                const int8_t* x = high + r * row_bytes + 4 * i;
+                both[r].add(first_16, four_codes(x));
+                both[r].add(second_16, four_codes(x + 16));
+                both[r].add(first, four_codes(x + kGroup));
+                both[r].add(second, four_codes(x + kGroup + 16));
+            }
         }
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; r++) sums[r] = both[r].total();
     }
 
     template <int Rows>
-    static INLINE void add_block(const uint8_t* block, const int8_t* codes, int64_t low_at, int64_t row_bytes,
-                                 const Factors& x, const WeightFormat& format, Vec (&sums)[Rows][kPanelVecs]) {
+    static INLINE void add_block(const uint8_t* block, const int8_t* codes, int64_t row_bytes, const Factors& x,
+                                 const WeightFormat& format, Vec (&sums)[Rows][kPanelVecs]) {
         const uint8_t* scales = block + kLines * kLine;
 #pragma GCC unroll 4
         for (int v = 0; v < kPanelVecs; v++) {
             IntVec products_of[Rows];
-            products<Rows>(block, codes, low_at, row_bytes, x.sums, v, format.zero(), products_of);
+            products<Rows>(block, codes, row_bytes, v, products_of);
             const Vec scale = load_half_precision(scales + v * kWidth * 2);
 #pragma GCC unroll 8
-            for (int r = 0; r < Rows; r++)
+            for (int r = 0; r < Rows; r++) {
+                if (format.zero()) products_of[r] -= x.zero_sums[r];
                 sums[r][v] = fused(__builtin_convertvector(products_of[r], Vec), scale * x.scales[r], sums[r][v]);
+            }
             if (format.has_offset) {
                 const Vec offset = load_half_precision(scales + 32 + v * kWidth * 2);
 #pragma GCC unroll 8
@@ -199,16 +189,14 @@ struct QuantisedBlock {
         const int64_t groups = format.groups(a.inputs), bytes = format.block_bytes();
         const int64_t row_bytes = QuantisedRow::bytes(a.inputs);
         const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * groups * bytes;
-        const QuantisedRow first = QuantisedRow::at(a.x, row, a.inputs);
-        const int8_t* codes = first.high;
-        const int64_t low_at = first.low - first.high;
+        const int8_t* codes = QuantisedRow::at(a.x, row, a.inputs).codes;
         Vec sums[Rows][kPanelVecs] = {};
         for (int64_t group = 0; group < groups; group++) {
             for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kFetchAhead + i);
-            add_block<Rows>(block, codes, low_at, row_bytes, x, format, sums);
+            add_block<Rows>(block, codes, row_bytes, x, format, sums);
             block += bytes;
-            codes += Group;
-            x = {x.scales + Rows, x.scaled_sums + Rows, x.sums + Rows};
+            codes = next_group<Group>(codes, group);
+            x = x.after(Rows);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; r++)
@@ -233,24 +221,16 @@ struct QuantisedBlock {
 
 constexpr int kTileRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
 
-INLINE FactorMemory& factor_memory() {
-    static thread_local FactorMemory memory;
-    return memory;
-}
-
 template <int Bits, int Group>
 void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     const int64_t count = span.last_row - span.first_row, tiles = (count + kTileRows - 1) / kTileRows;
     const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
     FactorMemory& memory = factor_memory();
-    const auto factors_of = [&](int64_t row) {
-        const int64_t at = row * groups;
-        return Factors{memory.scales + at, memory.scaled_sums + at, memory.sums + at};
-    };
+    const auto factors_of = [&](int64_t row) { return memory.from(row * groups); };
     const auto first_of = [&](int64_t tile) { return count * tile / tiles; };
     for (int64_t tile = 0; tile < tiles; tile++)
         lay_factors<Group>(a, span.first_row + first_of(tile), first_of(tile + 1) - first_of(tile),
-                           factors_of(first_of(tile)));
+                           first_of(tile + 1) - first_of(tile), factors_of(first_of(tile)));
     for (int64_t panel = span.first_panel; panel < span.last_panel; panel++)
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t first = first_of(tile), rows = first_of(tile + 1) - first;

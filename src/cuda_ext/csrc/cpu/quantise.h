@@ -1,6 +1,6 @@
-// Rows of floats to codes of 16 bits with one scale for each 32 (quantised.h): scale = largest magnitude / 32512 (127 · 256,
-// so that both bytes of a code are signed), codes are rounded to nearest even. A group with NaN or infinity gets a scale that is not finite, so that what is computed
-// from it is not finite either.
+// Rows of floats to codes of 12 bits with one scale for each 32 (quantised.h): scale = largest magnitude / 2047, codes are
+// rounded to nearest even. A group with NaN or infinity gets a scale that is not finite, so that what is computed from it
+// is not finite either.
 #pragma once
 
 #include "quantised.h"
@@ -48,15 +48,15 @@ INLINE IntVec to_codes(Vec x, const CodeScale& scale) {
 INLINE void quantise_group(const Vec (&x)[kGroupVecs], const QuantisedRow& row, int64_t group) {
     IntVec sizes = {};
     for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, (IntVec)x[i] & 0x7fffffff);
-    const CodeScale scale = code_scale(max_of_lanes(sizes), 32512.0f);
+    const CodeScale scale = code_scale(max_of_lanes(sizes), 2047.0f);
     int32_t half_sums[2] = {0, 0};
     for (int i = 0; i < kGroupVecs; i++) {
-        // 16 bits of the codes, which are in bounds in a group that is not finite too.
-        const IntVec code = to_codes(x[i], scale) << 16 >> 16, high_part = (code + 128) >> 8;
-        const ByteVec high = __builtin_convertvector(high_part, ByteVec);
-        const ByteVec low = __builtin_convertvector(code - (high_part << 8), ByteVec);
-        __builtin_memcpy(row.high + group * kGroup + i * kWidth, &high, sizeof high);
-        __builtin_memcpy(row.low + group * kGroup + i * kWidth, &low, sizeof low);
+        // 12 bits of the codes, which are in bounds in a group that is not finite too.
+        const IntVec code = to_codes(x[i], scale) << 20 >> 20;
+        const ByteVec high = __builtin_convertvector(code >> 4, ByteVec);
+        const ByteVec low = __builtin_convertvector(code & 15, ByteVec);
+        __builtin_memcpy(row.high(group) + i * kWidth, &high, sizeof high);
+        __builtin_memcpy(row.low(group) + i * kWidth, &low, sizeof low);
         half_sums[2 * i / kGroupVecs] += sum_of_lanes(code);
     }
     row.scales[group] = scale.scale;

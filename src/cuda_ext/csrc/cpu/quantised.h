@@ -1,8 +1,10 @@
 // How rows of activations and panels of weights lie when both are integers.
 //
-// A row of activations: codes of 16 bits in two bytes, 256 · high + low, and one scale for each 32 of them (its last
-// group is padded with zeros). One byte would do for speed alone, but not for the answers: it turns near ties, and
-// activations have outliers next to which all else in a group is rounded away. A weight: panels of 16 outputs; a panel is one block after the other, a block a group of inputs of all 16 outputs:
+// A row of activations: codes of 12 bits in two bytes, 16 · high + low, and one scale for each 32 of them (its last
+// group is padded with zeros). Eight bits would do for speed alone, but not for the answers: they turn near ties, and
+// activations have outliers next to which all else in a group is rounded away. With 12, the high and the low part of a
+// code meet 4-bit weights in one sum: their products with 16 · weight and with weight.
+// A weight: panels of 16 outputs; a panel is one block after the other, a block a group of inputs of all 16 outputs:
 //   W8, groups of 32 or 16: a line of 64 bytes for each 4 inputs, 4 bytes an output, each code + 128
 //   W4, groups of 32: line i holds inputs 4i to 4i + 3 in the low halves, inputs 16 + 4i to 19 + 4i in the high ones
 // and then 16 half-precision scales and, with offsets, 16 half-precision offsets. A weight is scale · (code − zero) +
@@ -26,11 +28,10 @@ struct WeightFormat {
     constexpr int zero() const { return bits == 8 ? 128 : has_offset ? 0 : 8; }
 };
 
-// A row: high bytes [groups · 32], low bytes [groups · 32], scales [groups], scale · sum of the group's codes [groups],
-// sums of 16 codes [groups · 2]; padded to whole cache lines.
+// A row: for each group the high parts (signed) and the low parts (0 to 15) of its codes; scales [groups], scale · sum of
+// the group's codes [groups], sums of 16 codes [groups · 2]; padded to whole cache lines.
 struct QuantisedRow {
-    int8_t* high;
-    int8_t* low;
+    int8_t* codes;
     float* scales;
     float* scaled_sums;
     int32_t* half_sums;
@@ -38,11 +39,13 @@ struct QuantisedRow {
     static int64_t groups(int64_t inputs) { return (inputs + kGroup - 1) / kGroup; }
     static int64_t bytes(int64_t inputs) { return (groups(inputs) * (2 * kGroup + 16) + 63) / 64 * 64; }
 
+    int8_t* high(int64_t group) const { return codes + group * 2 * kGroup; }
+    int8_t* low(int64_t group) const { return high(group) + kGroup; }
+
     static QuantisedRow at(void* rows, int64_t row, int64_t inputs) {
         const int64_t n = groups(inputs);
         char* start = static_cast<char*>(rows) + row * bytes(inputs);
-        auto* high = reinterpret_cast<int8_t*>(start);
         auto* scales = reinterpret_cast<float*>(start + 2 * n * kGroup);
-        return {high, high + n * kGroup, scales, scales + n, reinterpret_cast<int32_t*>(scales + 2 * n)};
+        return {reinterpret_cast<int8_t*>(start), scales, scales + n, reinterpret_cast<int32_t*>(scales + 2 * n)};
     }
 };

@@ -1,0 +1,235 @@
+// Compiled for AVX-512, VNNI and AMX where the compiler knows them; else there is nothing in it.
+#include "linear_quantised_amx.h"
+
+#if defined(__AMX_INT8__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "level.h"
+#include "quantised_factors.h"
+
+namespace {
+
+constexpr int64_t kTileRows = 16;   // activations
+constexpr int64_t kTileBytes = 1024;
+constexpr int64_t kPlaces = 4;      // of products: loads and stores 4 KiB apart are taken for dependent
+constexpr int64_t kSection = 32;    // groups that are unpacked at a time
+constexpr int64_t kMostTileRows = 128;  // at most at a time
+constexpr int64_t kFewRows = 4;     // up to which the vector kernel is the faster one
+
+// Tiles: sums 0 and 1 (and 2 and 3 of W8's low parts), activations 4 and 5, weights 6 and 7.
+struct alignas(64) TileShapes {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+
+    TileShapes(int64_t count, int bits) {
+        for (int tile = 0; tile < 4; tile++) set(tile, count, 64);
+        for (int tile = 4; tile < 6; tile++) set(tile, count, bits == 4 ? 2 * kGroup : kGroup);
+        for (int tile = 6; tile < 8; tile++) set(tile, bits == 4 ? 16 : 8, 64);
+    }
+
+    void set(int tile, int64_t count, int64_t bytes) {
+        rows[tile] = uint8_t(count);
+        row_bytes[tile] = uint16_t(bytes);
+    }
+};
+
+struct Scratch {
+    alignas(64) uint8_t weights[kSection][kTileBytes];
+    alignas(64) int32_t products[kPlaces][kTileRows][kPanel];
+    alignas(64) int32_t low_products[kPlaces][kTileRows][kPanel];
+    alignas(64) float sums[kMostTileRows][kPanel];
+    alignas(64) int8_t codes[kMostFactors][2 * kGroup];  // a tile for each block of inputs of each tile of rows
+};
+
+Scratch& scratch() {
+    static thread_local Scratch memory;
+    return memory;
+}
+
+// A W4 block as a tile: 16 · weight for the high parts of the activations, weight for the low ones.
+INLINE void unpack(const uint8_t* block, uint8_t* to) {
+    const __m512i low_half = _mm512_set1_epi8(0x0f), high_half = _mm512_set1_epi8(char(0xf0));
+    for (int i = 0; i < 4; i++) {
+        const __m512i line = _mm512_loadu_si512(block + i * kLine);
+        const auto put = [&](int place, __m512i v) { _mm512_store_si512(to + (place + i) * kLine, v); };
+        put(0, _mm512_and_si512(_mm512_slli_epi16(line, 4), high_half));
+        put(4, _mm512_and_si512(line, high_half));
+        put(8, _mm512_and_si512(line, low_half));
+        put(12, _mm512_and_si512(_mm512_srli_epi16(line, 4), low_half));
+    }
+}
+
+// Tiles are named by literals. A product takes some fifty cycles: it is begun, kept and looked at one block apart each.
+#define BEGIN(SUMS, LOW_SUMS, CODES, WEIGHTS)                  \
+    _tile_loadd(WEIGHTS, weights, kLine);                      \
+    _tile_loadd(CODES, codes, kLine);                          \
+    _tile_zero(SUMS);                                          \
+    _tile_dpbsud(SUMS, CODES, WEIGHTS);                        \
+    if constexpr (Bits == 8) {                                 \
+        _tile_loadd(CODES, codes + kGroup, kLine);             \
+        _tile_zero(LOW_SUMS);                                  \
+        _tile_dpbsud(LOW_SUMS, CODES, WEIGHTS);                \
+    }
+#define KEEP(SUMS, LOW_SUMS)                                   \
+    _tile_stored(SUMS, s.products[i % kPlaces], kPanel * 4);          \
+    if constexpr (Bits == 8) {                                 \
+        _tile_stored(LOW_SUMS, s.low_products[i % kPlaces], kPanel * 4); \
+    }
+
+// Begins the products of the i-th block with up to 16 rows.
+template <int Bits>
+INLINE void begin(int64_t i, const uint8_t* weights, const int8_t* codes) {
+    asm volatile("" ::: "memory");  // the compiler does not know that loads of tiles read memory
+    if (i % 2 == 0) {
+        BEGIN(0, 2, 4, 6)
+    } else {
+        BEGIN(1, 3, 5, 7)
+    }
+}
+
+template <int Bits>
+INLINE void keep(Scratch& s, int64_t i) {
+    if (i % 2 == 0) {
+        KEEP(0, 2)
+    } else {
+        KEEP(1, 3)
+    }
+}
+
+template <int Bits, bool HasOffset>
+struct TileBlock {
+    static constexpr WeightFormat kFormat{Bits, kGroup, HasOffset};
+    static constexpr int64_t kBytes = kFormat.block_bytes();
+
+    // As in linear_quantised.h, for Rows ≥ the rows that there are: what is beyond them is not looked at.
+    template <int Rows>
+    static INLINE void add_products(const Scratch& s, int64_t i, const uint8_t* scales, const Factors& x,
+                                    Vec (&sums)[Rows]) {
+        const Vec scale = load_half_precision(scales), offset = HasOffset ? load_half_precision(scales + 32) : Vec{};
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; r++) {
+            IntVec products;
+            __builtin_memcpy(&products, s.products[i % kPlaces][r], sizeof products);
+            if constexpr (Bits == 8) {
+                IntVec low;
+                __builtin_memcpy(&low, s.low_products[i % kPlaces][r], sizeof low);
+                products = (products << 4) + low;
+            }
+            if constexpr (kFormat.zero() != 0) products -= x.zero_sums[r];
+            sums[r] = fused(__builtin_convertvector(products, Vec), scale * x.scales[r], sums[r]);
+            if constexpr (HasOffset) sums[r] = fused(offset, broadcast(x.scaled_sums[r]), sums[r]);
+        }
+    }
+
+    // The given blocks of a panel against up to Rows rows. ahead: what will be needed next, or null.
+    template <int Rows>
+    static __attribute__((noinline)) void add(Scratch& s, const uint8_t* blocks, int64_t count, const uint8_t* ahead,
+                                              const int8_t (*codes)[kTileRows][2 * kGroup], Factors x,
+                                              float (*sums_at)[kPanel]) {
+        const auto weights_of = [&](int64_t i) { return Bits == 4 ? s.weights[i] : blocks + i * kBytes; };
+        Vec sums[Rows];
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; r++) sums[r] = load(sums_at[r]);
+        begin<Bits>(0, weights_of(0), codes[0][0]);
+        if (count > 1) begin<Bits>(1, weights_of(1), codes[1][0]);
+        keep<Bits>(s, 0);
+        for (int64_t i = 0; i < count; i++) {
+            if (i + 2 < count) begin<Bits>(i, weights_of(i + 2), codes[i + 2][0]);
+            if (i + 1 < count) keep<Bits>(s, i + 1);
+            if (ahead)
+                for (int64_t line = 0; line < kBytes; line += kLine) __builtin_prefetch(ahead + i * kBytes + line);
+            add_products<Rows>(s, i, blocks + (i + 1) * kBytes - (HasOffset ? 64 : 32), x, sums);
+            x = x.after(kTileRows);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; r++) store(sums_at[r], sums[r]);
+    }
+};
+
+// The codes of some rows, block by block of inputs, as tiles are loaded.
+INLINE void lay_codes(const QuantisedLinearArgs& a, int64_t first, int64_t rows, int8_t (*to)[2 * kGroup]) {
+    const int64_t groups = QuantisedRow::groups(a.inputs);
+    for (int64_t r = 0; r < rows; r++) {
+        const int8_t* codes = QuantisedRow::at(a.x, first + r, a.inputs).codes;
+        for (int64_t group = 0; group < groups; group++)
+            __builtin_memcpy(to[group * kTileRows + r], codes + group * 2 * kGroup, 2 * kGroup);
+    }
+}
+
+template <int Bits, bool HasOffset>
+void tiles_of_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
+    using Block = TileBlock<Bits, HasOffset>;
+    const int64_t groups = Block::kFormat.groups(a.inputs);
+    const int64_t count = span.last_row - span.first_row, tiles = (count + kTileRows - 1) / kTileRows;
+    const int64_t last_rows = count - (tiles - 1) * kTileRows;
+    Scratch& s = scratch();
+    FactorMemory& memory = factor_memory();
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const int64_t first = span.first_row + tile * kTileRows, rows = tile + 1 < tiles ? kTileRows : last_rows;
+        lay_factors<kGroup>(a, first, rows, kTileRows, memory.from(tile * kTileRows * groups));
+        lay_codes(a, first, rows, s.codes + tile * kTileRows * groups);
+    }
+    const TileShapes whole(kTileRows, Bits), last(last_rows, Bits);
+    const TileShapes* loaded = tiles > 1 ? &whole : &last;
+    _tile_loadconfig(loaded);
+    const int64_t sections = (groups + kSection - 1) / kSection;
+    for (int64_t panel = span.first_panel; panel < span.last_panel; panel++) {
+        const uint8_t* blocks = static_cast<const uint8_t*>(a.panels) + panel * groups * Block::kBytes;
+        __builtin_memset(s.sums, 0, size_t(tiles * kTileRows) * sizeof s.sums[0]);
+        for (int64_t section = 0; section < sections; section++) {
+            const int64_t first = groups * section / sections, section_groups = groups * (section + 1) / sections - first;
+            const uint8_t* section_blocks = blocks + first * Block::kBytes;
+            if constexpr (Bits == 4)
+                for (int64_t i = 0; i < section_groups; i++) unpack(section_blocks + i * Block::kBytes, s.weights[i]);
+            for (int64_t tile = 0; tile < tiles; tile++) {
+                const bool is_last = tile + 1 == tiles;
+                const TileShapes* wanted = is_last ? &last : &whole;
+                if (last_rows != kTileRows && wanted != loaded) _tile_loadconfig(loaded = wanted);
+                const int64_t at = (tile * groups + first) * kTileRows;
+                const auto add = is_last && last_rows <= 8 ? Block::template add<8> : Block::template add<16>;
+                add(s, section_blocks, section_groups, tile ? nullptr : section_blocks + section_groups * Block::kBytes,
+                    reinterpret_cast<const int8_t(*)[kTileRows][2 * kGroup]>(s.codes + at), memory.from(at),
+                    s.sums + tile * kTileRows);
+            }
+        }
+        const int64_t output = panel * kPanel, n = min_of(kPanel, a.outputs - output);
+        for (int64_t r = 0; r < count; r++) {
+            Vec sum = load(s.sums[r]);
+            if (a.bias) sum = sum + load_n(a.bias + output, n);
+            store_n(a.out + (span.first_row + r) * a.out_stride + output, sum, n);
+        }
+    }
+    _tile_release();
+}
+
+}  // namespace
+
+bool amx_is_usable() {
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (kTile | kInt8)) != (kTile | kInt8)) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+void linear_quantised_amx(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
+    const int64_t count = span.last_row - span.first_row, padded = round_up(count, kTileRows);
+    const bool fits = padded <= kMostTileRows && padded * QuantisedRow::groups(a.inputs) <= kMostFactors;
+    if (count <= kFewRows || a.group != kGroup || !fits)
+        kAvx512Vnni.linear_quantised(a, span);
+    else if (a.bits == 4)
+        (a.has_offset ? tiles_of_span<4, true> : tiles_of_span<4, false>)(a, span);
+    else
+        (a.has_offset ? tiles_of_span<8, true> : tiles_of_span<8, false>)(a, span);
+}
+
+#else
+
+bool amx_is_usable() { return false; }
+
+void linear_quantised_amx(const QuantisedLinearArgs&, const QuantisedSpan&) {}
+
+#endif
