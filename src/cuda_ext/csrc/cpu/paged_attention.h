@@ -207,22 +207,24 @@ struct AttentionItem {
         const int64_t first = max_of(0, seen_from(first_position) - base);
         const int64_t last = min_of(kTile, position_of(rows - 1) + 1 - base);
         const int32_t* table = a.block_tables + span.sequence * a.table_stride;
+        const int64_t row = cache_row<Cache>(a.dim);
         int64_t index = (base + first) / a.block_size, offset = (base + first) % a.block_size;
-        for (int64_t j = first; j < last; j++) {
-            const int64_t place = ((int64_t(table[index]) * a.kv_heads + span.kv_head) * a.block_size + offset) *
-                                  cache_row<Cache>(a.dim);
-            tile.keys[j] = static_cast<const Cache*>(a.k_cache) + place;
-            tile.values[j] = static_cast<const Cache*>(a.v_cache) + place;
-            if (++offset == a.block_size) {
-                offset = 0;
-                index++;
+        for (int64_t j = first; j < last; index++, offset = 0) {
+            const int64_t end = min_of(last, j + a.block_size - offset);
+            int64_t place = ((int64_t(table[index]) * a.kv_heads + span.kv_head) * a.block_size + offset) * row;
+            for (; j < end; j++, place += row) {
+                tile.keys[j] = static_cast<const Cache*>(a.k_cache) + place;
+                tile.values[j] = static_cast<const Cache*>(a.v_cache) + place;
             }
         }
-        for (int64_t j = 0; j < kTile; j++)
-            if (j < first || j >= last) {
+        const auto repeat = [&](int64_t begin, int64_t end) {
+            for (int64_t j = begin; j < end; j++) {
                 tile.keys[j] = tile.keys[first];
                 tile.values[j] = tile.values[first];
             }
+        };
+        repeat(0, first);
+        repeat(last, kTile);
     }
 
     // Turns a row's scores at the tile's positions [first, last) into weights; zero elsewhere.

@@ -10,23 +10,12 @@
 namespace {
 
 constexpr int kGroupVecs = int(kGroup) / kWidth;
-INLINE int32_t max_of_lanes(IntVec v) {
-    int32_t lanes[kWidth];
-    __builtin_memcpy(lanes, &v, sizeof v);
-    for (int half = kWidth / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    return lanes[0];
-}
-
-INLINE int32_t sum_of_lanes(IntVec v) {
-    int32_t lanes[kWidth];
-    __builtin_memcpy(lanes, &v, sizeof v);
-    int32_t sum = 0;
-    for (int i = 0; i < kWidth; i++) sum += lanes[i];
-    return sum;
-}
 
 INLINE IntVec larger(IntVec a, IntVec b) { return a > b ? a : b; }
+
+INLINE int32_t largest_of(IntVec v) {
+    return fold(v, [](auto a, auto b) { return a > b ? a : b; });
+}
 
 struct CodeScale {
     float scale, inverse;
@@ -48,16 +37,14 @@ INLINE IntVec to_codes(Vec x, const CodeScale& scale) {
 INLINE void quantise_group(const Vec (&x)[kGroupVecs], const QuantisedRow& row, int64_t group) {
     IntVec sizes = {};
     for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, (IntVec)x[i] & 0x7fffffff);
-    const CodeScale scale = code_scale(max_of_lanes(sizes), 2047.0f);
+    const CodeScale scale = code_scale(largest_of(sizes), 2047.0f);
     int32_t half_sums[2] = {0, 0};
     for (int i = 0; i < kGroupVecs; i++) {
         // 12 bits of the codes, which are in bounds in a group that is not finite too.
         const IntVec code = to_codes(x[i], scale) << 20 >> 20;
-        const ByteVec high = __builtin_convertvector(code >> 4, ByteVec);
-        const ByteVec low = __builtin_convertvector(code & 15, ByteVec);
-        __builtin_memcpy(row.high(group) + i * kWidth, &high, sizeof high);
-        __builtin_memcpy(row.low(group) + i * kWidth, &low, sizeof low);
-        half_sums[2 * i / kGroupVecs] += sum_of_lanes(code);
+        store_codes(row.high(group) + i * kWidth, code >> 4);
+        store_codes(row.low(group) + i * kWidth, code & 15);
+        half_sums[2 * i / kGroupVecs] += fold(code, [](auto a, auto b) { return a + b; });
     }
     row.scales[group] = scale.scale;
     row.scaled_sums[group] = scale.scale * float(half_sums[0] + half_sums[1]);

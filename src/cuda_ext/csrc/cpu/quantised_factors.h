@@ -21,7 +21,7 @@ INLINE Vec load_half_precision(const uint8_t* p) {
 #else
     HalfVec h;
     __builtin_memcpy(&h, p, sizeof h);
-    const BitVec bits = __builtin_convertvector(h, BitVec);
+    const BitVec bits = widen_halves(h);
     const BitVec magnitude = bits & 0x7fff;
     // Exponent and mantissa move to their places; a product with 2^112 mends the exponent, subnormals included.
     const Vec scaled = (Vec)(magnitude << 13) * broadcast(5.192296858534828e33f);

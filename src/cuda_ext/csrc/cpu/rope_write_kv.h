@@ -24,13 +24,14 @@ INLINE void copy_row(const float* from, Out* to, int64_t count) {
 }
 
 // One scale for the row, behind its codes.
-INLINE void store_codes(const float* row, int64_t dim, int8_t* to) {
+INLINE void store_code_row(const float* row, int64_t dim, int8_t* to) {
     IntVec sizes = {};
     for_each_vec(dim, [&](int64_t i, int64_t n) { sizes = larger(sizes, (IntVec)load_n(row + i, n) & 0x7fffffff); });
-    const CodeScale scale = code_scale(max_of_lanes(sizes), 127.0f);
+    const CodeScale scale = code_scale(largest_of(sizes), 127.0f);
     for_each_vec(dim, [&](int64_t i, int64_t n) {
-        const ByteVec bytes = __builtin_convertvector(to_codes(load_n(row + i, n), scale), ByteVec);
-        __builtin_memcpy(to + i, &bytes, n);
+        int8_t codes[kWidth];
+        store_codes(codes, to_codes(load_n(row + i, n), scale));
+        __builtin_memcpy(to + i, codes, n);
     });
     __builtin_memcpy(to + dim, &scale.scale, sizeof scale.scale);
 }
@@ -42,8 +43,8 @@ INLINE void write_heads(const float* k, const float* v, const float* cos_sin, co
     float row[kMostDim];
     rotate_head(k, row, cos_sin, a.rotary_dim / 2);
     copy_row(k + a.rotary_dim, row + a.rotary_dim, a.dim - a.rotary_dim);
-    store_codes(row, a.dim, k_to);
-    store_codes(v, a.dim, v_to);
+    store_code_row(row, a.dim, k_to);
+    store_code_row(v, a.dim, v_to);
 }
 
 template <typename Cache>

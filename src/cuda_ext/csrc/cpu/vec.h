@@ -84,7 +84,18 @@ INLINE Vec load(const float* p) {
     return v;
 }
 
-INLINE Vec widen(HalfVec h) { return (Vec)(__builtin_convertvector(h, BitVec) << 16); }
+// What compilers make of __builtin_convertvector between widths takes many instructions.
+INLINE BitVec widen_halves(HalfVec h) {
+#if defined(__AVX512F__)
+    return (BitVec)_mm512_cvtepu16_epi32((__m256i)h);
+#elif defined(__AVX2__)
+    return (BitVec)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+    return __builtin_convertvector(h, BitVec);
+#endif
+}
+
+INLINE Vec widen(HalfVec h) { return (Vec)(widen_halves(h) << 16); }
 
 INLINE Vec load(const bf16* p) {
     HalfVec h;
@@ -95,9 +106,30 @@ INLINE Vec load(const bf16* p) {
 typedef int8_t ByteVec __attribute__((vector_size(kWidth)));
 
 INLINE Vec load(const int8_t* p) {
+#if defined(__AVX512F__)
+    const IntVec codes = (IntVec)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+    const IntVec codes = (IntVec)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
     ByteVec bytes;
     __builtin_memcpy(&bytes, p, sizeof bytes);
-    return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
+    const IntVec codes = __builtin_convertvector(bytes, IntVec);
+#endif
+    return __builtin_convertvector(codes, Vec);
+}
+
+// Codes from -128 to 127.
+INLINE void store_codes(int8_t* p, IntVec codes) {
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)codes));
+#elif defined(__AVX2__)
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)codes),
+                                           _mm256_extracti128_si256((__m256i)codes, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
+#else
+    const ByteVec bytes = __builtin_convertvector(codes, ByteVec);
+    __builtin_memcpy(p, &bytes, sizeof bytes);
+#endif
 }
 
 // Elements from one row of a cache to the next: an int8 row's scale lies behind its codes.
@@ -122,7 +154,15 @@ INLINE HalfVec narrow(Vec v) {
     const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const BitVec quiet_nan = (bits >> 16) | 0x40;
     const BitVec is_nan = (BitVec)((bits & 0x7fffffff) > 0x7f800000);
-    return __builtin_convertvector((rounded & ~is_nan) | (quiet_nan & is_nan), HalfVec);
+    const BitVec halves = (rounded & ~is_nan) | (quiet_nan & is_nan);
+#if defined(__AVX512F__)
+    return (HalfVec)_mm512_cvtepi32_epi16((__m512i)halves);
+#elif defined(__AVX2__)
+    return (HalfVec)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)halves),
+                                     _mm256_extracti128_si256((__m256i)halves, 1));
+#else
+    return __builtin_convertvector(halves, HalfVec);
+#endif
 }
 
 INLINE void store(bf16* p, Vec v) {
@@ -160,20 +200,34 @@ INLINE void store_n(T* p, Vec v, int64_t n) {
 
 // --- reductions, in one order ---
 
-INLINE float sum_of(Vec v) {
-    float lanes[kWidth];
-    store(lanes, v);
-    for (int half = kWidth / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
+// Joins the upper half of the lanes with the lower one until one is left.
+template <typename Vector, typename Join>
+INLINE auto fold(Vector v, Join join) {
+    typedef __typeof__(v[0] + v[0]) Element;
+    typedef Element Four __attribute__((vector_size(16)));
+    typedef int32_t Index __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+    typedef Element Eight __attribute__((vector_size(32)));
+    const Eight eight = join((Eight)_mm512_castsi512_si256((__m512i)v), (Eight)_mm512_extracti64x4_epi64((__m512i)v, 1));
+#elif defined(__AVX2__)
+    const Vector eight = v;
+#endif
+#if defined(__AVX2__)
+    const Four four = join((Four)_mm256_castsi256_si128((__m256i)eight), (Four)_mm256_extracti128_si256((__m256i)eight, 1));
+#else
+    const Four four = v;
+#endif
+    const Four two = join(four, __builtin_shuffle(four, Index{2, 3, 0, 1}));
+    return join(two, __builtin_shuffle(two, Index{1, 0, 3, 2}))[0];
 }
 
+INLINE float sum_of(Vec v) {
+    return fold(v, [](auto a, auto b) { return a + b; });
+}
+
+// The upper lane wins where either is NaN.
 INLINE float max_of_lanes(Vec v) {
-    float lanes[kWidth];
-    store(lanes, v);
-    for (int half = kWidth / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    return lanes[0];
+    return fold(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 INLINE bool any_at_least(Vec v, float least) {
