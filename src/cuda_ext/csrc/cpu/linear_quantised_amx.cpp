@@ -14,8 +14,9 @@ namespace {
 constexpr int64_t kTileRows = 16;   // activations
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kPlaces = 4;      // of products: loads and stores 4 KiB apart are taken for dependent
-constexpr int64_t kSection = 32;    // groups that are unpacked at a time
-constexpr int64_t kMostTileRows = 128;  // at most at a time
+constexpr int64_t kSection = 32;    // blocks of activations that stay in the first-level cache: tiles · groups
+constexpr int64_t kChunk = 24;      // panels whose sums stay in the second-level cache
+constexpr int64_t kMostTileRows = 64;  // at a time
 constexpr int64_t kFewRows = 4;     // up to which the vector kernel is the faster one
 
 // Tiles: sums 0 and 1 (and 2 and 3 of W8's low parts), activations 4 and 5, weights 6 and 7.
@@ -40,7 +41,7 @@ struct Scratch {
     alignas(64) uint8_t weights[kSection][kTileBytes];
     alignas(64) int32_t products[kPlaces][kTileRows][kPanel];
     alignas(64) int32_t low_products[kPlaces][kTileRows][kPanel];
-    alignas(64) float sums[kMostTileRows][kPanel];
+    alignas(64) float sums[kChunk][kMostTileRows][kPanel];
     alignas(64) int8_t codes[kMostFactors][2 * kGroup];  // a tile for each block of inputs of each tile of rows
 };
 
@@ -175,32 +176,38 @@ void tiles_of_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     const TileShapes whole(kTileRows, Bits), last(last_rows, Bits);
     const TileShapes* loaded = tiles > 1 ? &whole : &last;
     _tile_loadconfig(loaded);
-    const int64_t sections = (groups + kSection - 1) / kSection;
-    for (int64_t panel = span.first_panel; panel < span.last_panel; panel++) {
-        const uint8_t* blocks = static_cast<const uint8_t*>(a.panels) + panel * groups * Block::kBytes;
-        __builtin_memset(s.sums, 0, size_t(tiles * kTileRows) * sizeof s.sums[0]);
+    // Part of the inputs after the other, for a chunk of panels, so that the activations are read from the nearest cache.
+    const int64_t sections = (groups * tiles + kSection - 1) / kSection;
+    const int64_t panel_bytes = groups * Block::kBytes;
+    for (int64_t first_panel = span.first_panel; first_panel < span.last_panel; first_panel += kChunk) {
+        const int64_t panels = min_of(kChunk, span.last_panel - first_panel);
         for (int64_t section = 0; section < sections; section++) {
-            const int64_t first = groups * section / sections, section_groups = groups * (section + 1) / sections - first;
-            const uint8_t* section_blocks = blocks + first * Block::kBytes;
-            if constexpr (Bits == 4)
-                for (int64_t i = 0; i < section_groups; i++) unpack(section_blocks + i * Block::kBytes, s.weights[i]);
-            for (int64_t tile = 0; tile < tiles; tile++) {
-                const bool is_last = tile + 1 == tiles;
-                const TileShapes* wanted = is_last ? &last : &whole;
-                if (last_rows != kTileRows && wanted != loaded) _tile_loadconfig(loaded = wanted);
-                const int64_t at = (tile * groups + first) * kTileRows;
-                const auto add = is_last && last_rows <= 8 ? Block::template add<8> : Block::template add<16>;
-                add(s, section_blocks, section_groups, tile ? nullptr : section_blocks + section_groups * Block::kBytes,
-                    reinterpret_cast<const int8_t(*)[kTileRows][2 * kGroup]>(s.codes + at), memory.from(at),
-                    s.sums + tile * kTileRows);
+            const int64_t first = groups * section / sections, number = groups * (section + 1) / sections - first;
+            for (int64_t panel = 0; panel < panels; panel++) {
+                const uint8_t* blocks = static_cast<const uint8_t*>(a.panels) + (first_panel + panel) * panel_bytes +
+                                        first * Block::kBytes;
+                if constexpr (Bits == 4)
+                    for (int64_t i = 0; i < number; i++) unpack(blocks + i * Block::kBytes, s.weights[i]);
+                if (section == 0) __builtin_memset(s.sums[panel], 0, size_t(tiles * kTileRows) * sizeof s.sums[0][0]);
+                for (int64_t tile = 0; tile < tiles; tile++) {
+                    const bool is_last = tile + 1 == tiles;
+                    const TileShapes* wanted = is_last ? &last : &whole;
+                    if (last_rows != kTileRows && wanted != loaded) _tile_loadconfig(loaded = wanted);
+                    const int64_t at = (tile * groups + first) * kTileRows;
+                    const auto add = is_last && last_rows <= 8 ? Block::template add<8> : Block::template add<16>;
+                    add(s, blocks, number, tile ? nullptr : blocks + panel_bytes,
+                        reinterpret_cast<const int8_t(*)[kTileRows][2 * kGroup]>(s.codes + at), memory.from(at),
+                        s.sums[panel] + tile * kTileRows);
+                }
             }
         }
-        const int64_t output = panel * kPanel, n = min_of(kPanel, a.outputs - output);
-        for (int64_t r = 0; r < count; r++) {
-            Vec sum = load(s.sums[r]);
-            if (a.bias) sum = sum + load_n(a.bias + output, n);
-            store_n(a.out + (span.first_row + r) * a.out_stride + output, sum, n);
-        }
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t panel = 0; panel < panels; panel++) {
+                const int64_t output = (first_panel + panel) * kPanel, n = min_of(kPanel, a.outputs - output);
+                Vec sum = load(s.sums[panel][r]);
+                if (a.bias) sum = sum + load_n(a.bias + output, n);
+                store_n(a.out + (span.first_row + r) * a.out_stride + output, sum, n);
+            }
     }
     _tile_release();
 }
