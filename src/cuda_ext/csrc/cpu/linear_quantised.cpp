@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kMostRowsAnItem = 64;        // whose codes stay in the second-level cache
 constexpr int64_t kProductsAnItem = 1 << 16;   // below, handing it out costs more than it saves
 constexpr int64_t kRowsTogether = 16;          // which tiles take at once
-constexpr int64_t kItemsAThread = 4;           // so that a thread that is held up has less to do
+constexpr int64_t kItemsAThread = 2;           // so that a thread that is held up has less to do
 
 int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
 

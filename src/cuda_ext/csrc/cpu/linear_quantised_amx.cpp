@@ -173,9 +173,8 @@ void tiles_of_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
         lay_factors<kGroup>(a, first, rows, kTileRows, memory.from(tile * kTileRows * groups));
         lay_codes(a, first, rows, s.codes + tile * kTileRows * groups);
     }
-    const TileShapes whole(kTileRows, Bits), last(last_rows, Bits);
-    const TileShapes* loaded = tiles > 1 ? &whole : &last;
-    _tile_loadconfig(loaded);
+    const TileShapes shapes(tiles > 1 ? kTileRows : count, Bits);  // rows beyond the last cost less than other shapes
+    _tile_loadconfig(&shapes);
     // Part of the inputs after the other, for a chunk of panels, so that the activations are read from the nearest cache.
     const int64_t sections = (groups * tiles + kSection - 1) / kSection;
     const int64_t panel_bytes = groups * Block::kBytes;
@@ -190,11 +189,9 @@ void tiles_of_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
                     for (int64_t i = 0; i < number; i++) unpack(blocks + i * Block::kBytes, s.weights[i]);
                 if (section == 0) __builtin_memset(s.sums[panel], 0, size_t(tiles * kTileRows) * sizeof s.sums[0][0]);
                 for (int64_t tile = 0; tile < tiles; tile++) {
-                    const bool is_last = tile + 1 == tiles;
-                    const TileShapes* wanted = is_last ? &last : &whole;
-                    if (last_rows != kTileRows && wanted != loaded) _tile_loadconfig(loaded = wanted);
                     const int64_t at = (tile * groups + first) * kTileRows;
-                    const auto add = is_last && last_rows <= 8 ? Block::template add<8> : Block::template add<16>;
+                    const bool few = tile + 1 == tiles && last_rows <= 8;
+                    const auto add = few ? Block::template add<8> : Block::template add<16>;
                     add(s, blocks, number, tile ? nullptr : blocks + panel_bytes,
                         reinterpret_cast<const int8_t(*)[kTileRows][2 * kGroup]>(s.codes + at), memory.from(at),
                         s.sums[panel] + tile * kTileRows);
