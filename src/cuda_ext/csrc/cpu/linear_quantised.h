@@ -99,9 +99,10 @@ INLINE const int8_t* next_group(const int8_t* codes, int64_t group) {
     return codes + (Group == 16 && group % 2 == 0 ? 16 : 2 * kGroup - (Group == 16 ? 16 : 0));
 }
 
-template <int Bits, int Group>
+template <int Bits, int Group, bool HasOffset>
 struct QuantisedBlock {
-    static constexpr int kLines = Group * Bits / 32;
+    static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
+    static constexpr int kLines = kFormat.lines();
 
     // The sums of products of one block with Rows rows, for the panel's vec-th vector of outputs.
     template <int Rows>
@@ -163,7 +164,7 @@ struct QuantisedBlock {
 
     template <int Rows>
     static INLINE void add_block(const uint8_t* block, const int8_t* codes, int64_t row_bytes, const Factors& x,
-                                 const WeightFormat& format, Vec (&sums)[Rows][kPanelVecs]) {
+                                 Vec (&sums)[Rows][kPanelVecs]) {
         const uint8_t* scales = block + kLines * kLine;
 #pragma GCC unroll 4
         for (int v = 0; v < kPanelVecs; v++) {
@@ -172,10 +173,10 @@ struct QuantisedBlock {
             const Vec scale = load_half_precision(scales + v * kWidth * 2);
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                if (format.zero()) products_of[r] -= x.zero_sums[r];
+                if constexpr (kFormat.zero() != 0) products_of[r] -= x.zero_sums[r];
                 sums[r][v] = fused(__builtin_convertvector(products_of[r], Vec), scale * x.scales[r], sums[r][v]);
             }
-            if (format.has_offset) {
+            if constexpr (HasOffset) {
                 const Vec offset = load_half_precision(scales + 32 + v * kWidth * 2);
 #pragma GCC unroll 8
                 for (int r = 0; r < Rows; r++) sums[r][v] = fused(offset, broadcast(x.scaled_sums[r]), sums[r][v]);
@@ -185,15 +186,15 @@ struct QuantisedBlock {
 
     template <int Rows>
     static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, Factors x, int64_t row, int64_t panel) {
-        const WeightFormat format{Bits, Group, a.has_offset != 0};
-        const int64_t groups = format.groups(a.inputs), bytes = format.block_bytes();
+        constexpr int64_t bytes = kFormat.block_bytes();
+        const int64_t groups = kFormat.groups(a.inputs);
         const int64_t row_bytes = QuantisedRow::bytes(a.inputs);
         const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * groups * bytes;
         const int8_t* codes = QuantisedRow::at(a.x, row, a.inputs).codes;
         Vec sums[Rows][kPanelVecs] = {};
         for (int64_t group = 0; group < groups; group++) {
             for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kFetchAhead + i);
-            add_block<Rows>(block, codes, row_bytes, x, format, sums);
+            add_block<Rows>(block, codes, row_bytes, x, sums);
             block += bytes;
             codes = next_group<Group>(codes, group);
             x = x.after(Rows);
@@ -221,7 +222,7 @@ struct QuantisedBlock {
 
 constexpr int kTileRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
 
-template <int Bits, int Group>
+template <int Bits, int Group, bool HasOffset>
 void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     const int64_t count = span.last_row - span.first_row, tiles = (count + kTileRows - 1) / kTileRows;
     const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
@@ -234,18 +235,26 @@ void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     for (int64_t panel = span.first_panel; panel < span.last_panel; panel++)
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t first = first_of(tile), rows = first_of(tile + 1) - first;
-            QuantisedBlock<Bits, Group>::template tile_of<kTileRows>(rows, a, factors_of(first), span.first_row + first,
+            QuantisedBlock<Bits, Group, HasOffset>::template tile_of<kTileRows>(rows, a, factors_of(first), span.first_row + first,
                                                                      panel);
         }
 }
 
+template <int Bits, int Group>
+INLINE void quantised_span_of(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
+    if (a.has_offset)
+        quantised_span<Bits, Group, true>(a, span);
+    else
+        quantised_span<Bits, Group, false>(a, span);
+}
+
 void linear_quantised(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     if (a.bits == 4)
-        quantised_span<4, 32>(a, span);
+        quantised_span_of<4, 32>(a, span);
     else if (a.group == 32)
-        quantised_span<8, 32>(a, span);
+        quantised_span_of<8, 32>(a, span);
     else
-        quantised_span<8, 16>(a, span);
+        quantised_span_of<8, 16>(a, span);
 }
 
 }  // namespace
