@@ -268,7 +268,7 @@ struct AttentionItem {
         scratch.total[row] += tile_total;
     }
 
-    // Values as padded rows of floats where a vector load would run over a row's end.
+    // Values as padded rows of floats, where a vector load would run over a row's end or widening them once is less work.
     const float* const* pad_values(const Cache* const* values, int64_t first, int64_t last) {
         for (int64_t j = first; j < last; j++) {
             float* row = scratch.values + j * stride;
@@ -316,7 +316,8 @@ struct AttentionItem {
                                        a.dim, first, last, scratch.scores + row * kTile);
         for (int64_t row = begin; row < end; row++)
             weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
-        if (a.dim % kWidth == 0)
+        const bool read_often = sizeof(Cache) < sizeof(float) && end - begin > 2 * kRowsAtOnce;
+        if (a.dim % kWidth == 0 && !read_often)
             add_values(here.values, base, begin, end, keys_ahead);
         else
             add_values(pad_values(here.values, first, last), base, begin, end, keys_ahead);
