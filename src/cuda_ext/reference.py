@@ -189,6 +189,7 @@ def quantise(x: Tensor, row_bytes: int) -> Tensor:
     half_sums = codes.view(rows, -1, 16).sum(2).to(torch.int32)
     scaled_sums = scales * codes.sum(2)
     laid = torch.cat(
-        [part.contiguous().view(torch.uint8) for part in (parts.flatten(1), scales, scaled_sums, half_sums)], dim=1
+        [part.contiguous().view(torch.uint8) for part in (parts.flatten(1), scales, scaled_sums, half_sums)],
+        dim=1,
     )
     return functional.pad(laid, (0, row_bytes - laid.shape[1]))

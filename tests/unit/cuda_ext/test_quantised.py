@@ -79,9 +79,7 @@ def test_quantise_is_its_twin(fresh: torch.Generator, columns: int) -> None:
     rows = eager.quantise(x)
     assert torch.equal(rows.storage, reference.quantise(x, rows.storage.shape[1]))
     groups = torch.nn.functional.pad(x, (0, -columns % 32)).view(9, -1, 32)
-    half_a_step = (
-        (groups.abs().amax(2, keepdim=True).double() / 4094).expand_as(groups).flatten(1)[:, :columns]
-    )
+    half_a_step = (groups.abs().amax(2, keepdim=True).double() / 4094).expand_as(groups).flatten(1)[:, :columns]
     assert ((rows.dequantise() - x).abs() <= half_a_step * 1.01 + 1e-30).all()
 
 
