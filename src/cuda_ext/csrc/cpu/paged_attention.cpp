@@ -124,7 +124,7 @@ extern "C" EXPORT int shoal_paged_attention(const AttentionArgs* args) {
     carve(size, a);
     char* memory = scratch_memory.reserve(size.taken() * thread_count());
     if (!memory) return kNoMemory;
-    const bool worth_it = work.products * a.heads * a.dim > 1 << 17;
+    const bool worth_it = work.products * a.heads * a.dim > 1 << 15;
     // Too few spans to go round: each section becomes an item.
     if (worth_it && work.spans < kSpansAThread * thread_count() && work.sections > work.spans)
         return attend_by_section(a, work, size.taken(), memory);

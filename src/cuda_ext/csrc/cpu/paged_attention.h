@@ -227,8 +227,42 @@ struct AttentionItem {
         repeat(last, kTile);
     }
 
+    // A vector of scores as the softmax takes them.
+    INLINE Vec score_at(const float* scores, int64_t j) const {
+        Vec s = load(scores + j) * float(a.scale);
+        if constexpr (kHasScales) s *= load(scratch.key_scales + j);
+        if (a.soft_cap != 0) s = tanh_vec(s / float(a.soft_cap)) * float(a.soft_cap);
+        return s;
+    }
+
     // Turns a row's scores at the tile's positions [first, last) into weights; zero elsewhere.
-    void weigh(int64_t row, int64_t first, int64_t last) {
+    INLINE void weigh(int64_t row, int64_t first, int64_t last) {
+        if (first == 0 && last == kTile)
+            weigh_all(row);
+        else
+            weigh_some(row, first, last);
+    }
+
+    void weigh_all(int64_t row) {
+        float* scores = scratch.scores + row * kTile;
+        constexpr int kVecs = kTile / kWidth;
+        Vec s[kVecs], peaks = broadcast(-__builtin_inff()), total = {};
+#pragma GCC unroll 16
+        for (int i = 0; i < kVecs; i++) {
+            s[i] = score_at(scores, i * kWidth);
+            peaks = max_vec(peaks, s[i]);
+        }
+        const float peak = raise_peak(row, max_of_lanes(peaks));
+#pragma GCC unroll 16
+        for (int i = 0; i < kVecs; i++) {
+            const Vec weight = exp_vec(s[i] - peak);
+            store(scores + i * kWidth, kHasScales ? weight * load(scratch.value_scales + i * kWidth) : weight);
+            total += weight;
+        }
+        scratch.total[row] += sum_of(total);
+    }
+
+    void weigh_some(int64_t row, int64_t first, int64_t last) {
         float* scores = scratch.scores + row * kTile;
         const Vec nothing = broadcast(-__builtin_inff());
         IntVec lane;
@@ -236,16 +270,13 @@ struct AttentionItem {
         const int64_t from = first / kWidth * kWidth, to = round_up(last, kWidth);
         Vec peaks = nothing;
         for (int64_t j = from; j < to; j += kWidth) {
-            Vec s = load(scores + j) * float(a.scale);
-            if constexpr (kHasScales) s *= load(scratch.key_scales + j);
-            if (a.soft_cap != 0) s = tanh_vec(s / float(a.soft_cap)) * float(a.soft_cap);
             const IntVec index = lane + int32_t(j);
-            s = select((IntVec)((index >= int32_t(first)) & (index < int32_t(last))), s, nothing);
+            const Vec s = select((IntVec)((index >= int32_t(first)) & (index < int32_t(last))), score_at(scores, j),
+                                 nothing);
             store(scores + j, s);
             peaks = max_vec(peaks, s);
         }
-        const float tile_peak = max_of_lanes(peaks);
-        const float peak = tile_peak > scratch.peak[row] ? tile_peak : scratch.peak[row];
+        const float peak = raise_peak(row, max_of_lanes(peaks));
         Vec total = {};
         for (int64_t j = from; j < to; j += kWidth) {
             const Vec weight = exp_vec(load(scores + j) - peak);
@@ -254,18 +285,19 @@ struct AttentionItem {
         }
         for (int64_t j = 0; j < from; j += kWidth) store(scores + j, Vec{});
         for (int64_t j = to; j < kTile; j += kWidth) store(scores + j, Vec{});
-        rescale(row, peak, sum_of(total));
+        scratch.total[row] += sum_of(total);
     }
 
-    void rescale(int64_t row, float peak, float tile_total) {
-        if (peak != scratch.peak[row]) {
-            const float factor = exp_one(scratch.peak[row] - peak);
-            float* sums = scratch.sums + row * stride;
-            for (int64_t d = 0; d < stride; d += kWidth) store(sums + d, load(sums + d) * factor);
-            scratch.total[row] *= factor;
-            scratch.peak[row] = peak;
-        }
-        scratch.total[row] += tile_total;
+    // What the row has summed up is relative to its peak. Without a branch, which would be guessed wrong: where the peak
+    // stays, all is multiplied by 1.
+    INLINE float raise_peak(int64_t row, float tile_peak) {
+        const float before = scratch.peak[row], peak = tile_peak > before ? tile_peak : before;
+        const Vec factor = exp_vec(broadcast(before == peak ? 0.0f : before - peak));
+        float* sums = scratch.sums + row * stride;
+        for (int64_t d = 0; d < stride; d += kWidth) store(sums + d, load(sums + d) * factor);
+        scratch.total[row] *= factor[0];
+        scratch.peak[row] = peak;
+        return peak;
     }
 
     // Values as padded rows of floats, where a vector load would run over a row's end or widening them once is less work.
