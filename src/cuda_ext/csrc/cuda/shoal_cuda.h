@@ -1,0 +1,87 @@
+// The C interface of the CUDA library: what cuda_binding.py mirrors as ctypes structures, field by field.
+//
+// Every operator takes one pointer to a struct of device pointers, sizes and strides (in elements) and a stream, starts
+// its kernels on that stream and returns a Status without waiting. The structs themselves are host memory. Sizes are
+// 64 bits wide. "Rows" of a matrix may be strided, their elements are contiguous. ``dtype`` is that of activations:
+// bfloat16 or half precision. The residual, norm weights, biases and rope tables are float32.
+//
+// What only a kernel can see to be out of range it leaves out, and writes a Status to ``fault``, which the caller
+// zeroes and reads when it likes.
+#pragma once
+
+#include <cstdint>
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kFloat16 = 3, kFloat8 = 4 };
+enum Activation : int64_t { kSilu = 0, kGeluTanh = 1 };
+enum Status : int {
+    kOk = 0,
+    kPositionOutside = 1,
+    kSlotOutside = 2,
+    kBlockOutside = 3,
+    kNoMemory = 4,
+    kContextTooShort = 5,
+    kPeerLost = 6,
+    kNotSupported = 7,
+    kLaunchFailed = 8,
+};
+
+// x: [outer, inner, dim] of x_dtype (also float32) → out: contiguous
+struct RmsNormArgs {
+    void* out;
+    const void* x;
+    const float* weight;
+    int64_t outer, inner, dim, outer_stride, inner_stride, x_dtype, dtype;
+    double eps;
+    void* stream;
+};
+
+// residual: float32 [rows, dim] += x; out: [rows, dim], contiguous: the normalised residual
+struct AddRmsNormArgs {
+    void* out;
+    float* residual;
+    const void* x;
+    const float* weight;
+    int64_t rows, dim, residual_stride, x_stride, dtype;
+    double eps;
+    void* stream;
+};
+
+// caches: [blocks, kv_heads, block_size, dim], contiguous; k_scale, v_scale: what an fp8 cache's elements are
+// multiplied with when they are read
+struct RopeWriteKvArgs {
+    void* q;
+    const void* k;
+    const void* v;
+    const float* cos_sin;
+    const int32_t* positions;
+    void* k_cache;
+    void* v_cache;
+    const int64_t* cache_slots;
+    int32_t* fault;
+    int64_t tokens, heads, kv_heads, dim, rotary_dim, max_positions, blocks, block_size;
+    int64_t q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride;
+    int64_t dtype, cache_dtype;
+    double k_scale, v_scale;
+    void* stream;
+};
+
+// gate_up: [rows, 2 * dim], gates first → out: [rows, dim], contiguous
+struct GatedActivationArgs {
+    void* out;
+    const void* gate_up;
+    int64_t rows, dim, row_stride, kind, dtype;
+    void* stream;
+};
+
+// table: bfloat16 or half precision [rows, dim], or panels of pack_quantised where bits is not 0; out: float32 [tokens,
+// dim], contiguous
+struct EmbedArgs {
+    float* out;
+    const int64_t* ids;
+    const void* table;
+    int64_t tokens, rows, dim, first_id, dtype, bits, group, has_offset;
+    double scale;
+    void* stream;
+};
