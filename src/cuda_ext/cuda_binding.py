@@ -29,6 +29,14 @@ OPERATORS = {
     ),
     "gated_activation": "*out *gate_up rows dim row_stride kind dtype *stream",
     "embed": "*out *ids *table tokens rows dim first_id dtype bits group has_offset .scale *stream",
+    "linear": (
+        "*out *x *weight *bias rows inputs outputs row_stride weight_stride out_stride dtype out_dtype *stream"
+    ),
+    "linear_quantised": (
+        "*out *x *panels *bias rows inputs outputs row_stride out_stride bits group has_offset out_dtype *stream"
+    ),
+    "pack_quantised": "*panels *codes *scales *offsets rows groups bits group *stream",
+    "dequantise": "*out *panels rows columns bits group has_offset *stream",
 }
 """The fields of each operator's struct in csrc/cuda/shoal_cuda.h: ``*`` is a pointer, ``.`` a double, the others are
 64-bit integers."""
@@ -39,6 +47,10 @@ PICKS = {
     "rope_write_kv": "a block a token",
     "gated_activation": "eight elements a thread",
     "embed": "a block a token, from plain or quantised tables",
+    "linear": "mma.m16n8k16, 16 outputs and 8, 16 or 32 rows a block, weights straight to registers",
+    "linear_quantised": "as linear; codes to bfloat16 in registers, scales on a group's sum",
+    "pack_quantised": "a block a tile of 16 × 64",
+    "dequantise": "a block a tile of 16 × 64",
 }
 """How each operator is shared out, for ``python -m shoal.cuda_ext``."""
 

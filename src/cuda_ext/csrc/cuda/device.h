@@ -39,8 +39,10 @@ inline float from_float<float>(float x) {
 
 #if defined(__CUDACC__)
 #define UNROLL _Pragma("unroll")
+#define KEEP_LOOP _Pragma("unroll 1")
 #else
 #define UNROLL
+#define KEEP_LOOP
 #endif
 
 __device__ __forceinline__ float to_float(float x) { return x; }

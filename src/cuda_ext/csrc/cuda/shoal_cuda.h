@@ -85,3 +85,43 @@ struct EmbedArgs {
     double scale;
     void* stream;
 };
+
+// x: [rows, inputs] and weight: [outputs, inputs] of dtype; out: [rows, outputs] of out_dtype (also float32), rows
+// out_stride apart; bias: float32 [outputs] or null
+struct LinearArgs {
+    void* out;
+    const void* x;
+    const void* weight;
+    const float* bias;
+    int64_t rows, inputs, outputs, row_stride, weight_stride, out_stride, dtype, out_dtype;
+    void* stream;
+};
+
+// As LinearArgs; x: bfloat16, panels: of pack_quantised
+struct QuantisedLinearArgs {
+    void* out;
+    const void* x;
+    const void* panels;
+    const float* bias;
+    int64_t rows, inputs, outputs, row_stride, out_stride, bits, group, has_offset, out_dtype;
+    void* stream;
+};
+
+// codes: [rows, groups, group]; scales and offsets: half precision [rows, groups], offsets or null → panels as quantised.h
+// lays them out: tiles of 16 rows × 64 columns, both rounded up
+struct PackQuantisedArgs {
+    void* panels;
+    const uint8_t* codes;
+    const void* scales;
+    const void* offsets;
+    int64_t rows, groups, bits, group;
+    void* stream;
+};
+
+// out: bfloat16 [rows, columns], contiguous: for a library's product of many rows
+struct DequantiseArgs {
+    void* out;
+    const void* panels;
+    int64_t rows, columns, bits, group, has_offset;
+    void* stream;
+};
