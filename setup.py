@@ -34,8 +34,10 @@ SANITIZED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all
 LINKING = ["-shared", "-pthread", "-static-libgcc", "-static-libstdc++"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-CUDA_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-EMULATED_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
+CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-Xptxas=-v"]
+CUDA_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
+EMULATED_FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
+EMULATED_FLAGS += ["-fno-exceptions", "-fno-rtti"]
 LEVELS = {"Scalar": []}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"Avx2": AVX2, "Avx512": AVX512, "Avx512Vnni": [*AVX512, "-mavx512vnni"]}

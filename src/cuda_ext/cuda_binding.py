@@ -37,6 +37,14 @@ OPERATORS = {
     ),
     "pack_quantised": "*panels *codes *scales *offsets rows groups bits group *stream",
     "dequantise": "*out *panels rows columns bits group has_offset *stream",
+    "paged_attention": (
+        "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens *workspace *fault "
+        "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
+        "q_token_stride q_head_stride window most_tokens most_context workspace_floats "
+        "dtype cache_dtype .scale .soft_cap .k_scale .v_scale *stream"
+    ),
+    "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride *stream",
+    "all_reduce": "*x *regions *stop *fault count rank ranks slot_bytes dtype *stream",
 }
 """The fields of each operator's struct in csrc/cuda/shoal_cuda.h: ``*`` is a pointer, ``.`` a double, the others are
 64-bit integers."""
@@ -51,6 +59,12 @@ PICKS = {
     "linear_quantised": "as linear; codes to bfloat16 in registers, scales on a group's sum",
     "pack_quantised": "a block a tile of 16 × 64",
     "dequantise": "a block a tile of 16 × 64",
+    "paged_attention": (
+        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 64 rows a block (32 for 256); "
+        "single tokens: a warp each 256 positions"
+    ),
+    "draw": "a block a row; radix selection, nothing is sorted",
+    "all_reduce": "one step over peer memory, up to 8 ranks of one host",
 }
 """How each operator is shared out, for ``python -m shoal.cuda_ext``."""
 

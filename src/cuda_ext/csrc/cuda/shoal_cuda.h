@@ -125,3 +125,53 @@ struct DequantiseArgs {
     int64_t rows, columns, bits, group, has_offset;
     void* stream;
 };
+
+// q: [tokens, heads, dim] → out: as q, contiguous. Products are of the cache's type, bfloat16 for an fp8 cache. caches: as in RopeWriteKvArgs, a row's bytes a multiple of 16.
+// query_starts: [sequences + 1]; context_lens: with the new tokens. most_tokens and most_context: no sequence has more
+// new tokens or a longer context. workspace: float32, at least sequences · heads · (most_context / 256, rounded up) ·
+// (dim + 2) of them. window: positions that a token sees, itself included, or 0.
+struct AttentionArgs {
+    void* out;
+    const void* q;
+    const void* k_cache;
+    const void* v_cache;
+    const int32_t* block_tables;
+    const int32_t* query_starts;
+    const int32_t* context_lens;
+    float* workspace;
+    int32_t* fault;
+    int64_t tokens, sequences, heads, kv_heads, dim, blocks, block_size, table_width, table_stride;
+    int64_t q_token_stride, q_head_stride, window, most_tokens, most_context, workspace_floats;
+    int64_t dtype, cache_dtype;
+    double scale, soft_cap, k_scale, v_scale;
+    void* stream;
+};
+
+// logits: [rows, vocabulary]; the other inputs and ids: [rows]. ids: -1 where logits hold NaN, +inf or only -inf.
+struct DrawArgs {
+    int64_t* ids;
+    const float* logits;
+    const float* temperature;  // 0: the best token
+    const int64_t* top_k;      // 0: off
+    const float* top_p;        // 1: off
+    const float* min_p;        // 0: off
+    const double* uniform;     // in [0, 1)
+    int64_t rows, vocabulary, row_stride;
+    void* stream;
+};
+
+// x: [count] of dtype (also float32), becomes the sum of every rank's, rank 0's first. regions: host memory, one pointer
+// a rank to device memory that every rank may read and write, zeroed before the first call: kRegionHeader bytes, then
+// two slots of slot_bytes, each for count elements at least. Every rank calls with the same count. stop: memory that the
+// host may write and the device reads, or null: where it is not 0, nobody waits any longer and fault tells of kPeerLost.
+struct AllReduceArgs {
+    void* x;
+    void* const* regions;
+    const int32_t* stop;
+    int32_t* fault;
+    int64_t count, rank, ranks, slot_bytes, dtype;
+    void* stream;
+};
+
+constexpr int64_t kMostRanks = 8;
+constexpr int64_t kRegionHeader = 4096;
