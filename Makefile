@@ -26,7 +26,7 @@ help:
 	@echo 'make serve      serves SmolLM2-135M-Instruct on http://127.0.0.1:23333 (ARGS="..." for bin/api_server)'
 	@echo 'make test       linters, type checker, and every test that needs no GPU'
 	@echo 'make test-fast  the tests that start no process'
-	@echo 'make sanitize   the kernel tests under AddressSanitizer, the threads under ThreadSanitizer'
+	@echo 'make sanitize   the kernel tests, of the CPU and of emulated CUDA, under AddressSanitizer and ThreadSanitizer'
 	@echo 'make setup      only sets up .venv'
 	@echo 'make format     formats the sources'
 	@echo 'make clean      removes what was built, but for .venv'
@@ -43,7 +43,7 @@ test-fast: $(STAMPS)/test
 	$(BIN)/python -m pytest -q tests/unit tests/props
 
 sanitize: $(STAMPS)/test
-	$(BIN)/python -m pytest -q tests/process/test_sanitizers.py
+	$(BIN)/python -m pytest -q tests/process/test_sanitizers.py tests/process/test_cuda_sanitizers.py
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check .

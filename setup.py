@@ -57,26 +57,25 @@ class BuildLibraries(build_ext):
     """Runs g++ (or $CXX) and nvcc (or $NVCC). Without the one the install goes on, and the operators run on their torch
     twins; without the other there is no CUDA library.
 
-    ``--sanitize=address,undefined`` builds a CPU library for tests that stops at the first such error. ``--emulate``
-    builds nothing but the CUDA kernels as g++ compiles them, for tests, with ``--sanitize`` if that is given.
+    ``--sanitize=address,undefined`` builds a CPU library for tests that stops at the first such error. ``--library`` is
+    the one library to build: cpu, cuda, or cuda_emulated, which is the CUDA kernels as g++ compiles them, for tests.
     """
 
     user_options: ClassVar = [
         *build_ext.user_options,
         ("sanitize=", None, "the errors that -fsanitize looks for"),
-        ("emulate", None, "build the CUDA kernels for the CPU, and nothing else"),
+        ("library=", None, "the only library to build: cpu, cuda or cuda_emulated"),
     ]
-    boolean_options: ClassVar = [*build_ext.boolean_options, "emulate"]
 
     def initialize_options(self) -> None:
         super().initialize_options()
         self.sanitize = ""
-        self.emulate = False
+        self.library = ""
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        wanted = {LIBRARY} if self.sanitize else {LIBRARY, CUDA_LIBRARY}
-        wanted = {EMULATED_LIBRARY} if self.emulate else wanted
+        usual = ["cpu"] if self.sanitize else ["cpu", "cuda"]
+        wanted = [f"shoal.cuda_ext.libshoal_{name}" for name in ([self.library] if self.library else usual)]
         self.extensions = [ext for ext in self.extensions if ext.name in wanted]
 
     def get_ext_filename(self, fullname: str) -> str:

@@ -44,7 +44,15 @@ def build(sanitize: str = "") -> Path:
                 shutil.rmtree(other, ignore_errors=True)
             places = (f"--build-lib={folder}", f"--build-temp={folder / 'objects'}")
             checks = [f"--sanitize={sanitize}"] if sanitize else []
-            command = (sys.executable, "setup.py", "-q", "build_ext", "--emulate", *checks, *places)
+            command = (
+                sys.executable,
+                "setup.py",
+                "-q",
+                "build_ext",
+                "--library=cuda_emulated",
+                *checks,
+                *places,
+            )
             built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             assert library.exists(), built.stdout + built.stderr
     return library

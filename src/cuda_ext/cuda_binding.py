@@ -1,5 +1,6 @@
 """The CUDA library as Python sees it: the fields of each operator's argument struct, and its errors. The same kernels
-compiled by g++ (``python setup.py build_ext --emulate``) are loaded the same way and take tensors in ordinary memory.
+compiled by g++ (``python setup.py build_ext --library=cuda_emulated``) are loaded the same way and take tensors in
+ordinary memory.
 
 ``SHOAL_CUDA_LIBRARY`` is the path of a library that was built otherwise from the same sources.
 """
@@ -10,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -91,6 +93,12 @@ class CudaLibrary:
         self._functions.shoal_interface.restype = ctypes.c_uint32
         if self._functions.shoal_interface() != zlib.crc32(INTERFACE.read_bytes()):
             raise StartError(f"{path} was built from older sources; run `python setup.py build_ext --inplace`")
+        self._addresses = {name: self._address(f"shoal_{name}") for name in OPERATORS}
+
+    def _address(self, name: str) -> int:
+        address = ctypes.cast(getattr(self._functions, name), ctypes.c_void_p).value
+        assert address is not None
+        return address
 
     @property
     def targets(self) -> str:
@@ -125,14 +133,20 @@ class CudaLibrary:
 
         Raises NotImplementedError, MemoryError, or RuntimeError with the driver's words."""
         packed = [ctypes.create_string_buffer(pack(operator, fields)) for operator, fields in calls]
-        words = (ctypes.c_void_p * (2 * len(calls)))()
-        for i, (operator, _) in enumerate(calls):
-            words[2 * i] = ctypes.cast(getattr(self._functions, f"shoal_{operator}"), ctypes.c_void_p)
-            words[2 * i + 1] = ctypes.addressof(packed[i])
+        self.run_structs([operator for operator, _ in calls], packed, together=together)
+
+    def run_structs(
+        self, operators: Sequence[str], structs: Sequence[ctypes.Array[Any]], *, together: bool = False
+    ) -> None:
+        """As ``run``, of structs that are filled already."""
+        words = (ctypes.c_void_p * (2 * len(operators)))()
+        for i, (operator, packed) in enumerate(zip(operators, structs, strict=True)):
+            words[2 * i] = self._addresses[operator]
+            words[2 * i + 1] = ctypes.addressof(packed)
         function = self._functions.shoal_run_together if together else self._functions.shoal_run
-        status = function(words, ctypes.c_int64(len(calls)))
+        status = function(words, ctypes.c_int64(len(operators)))
         if status:
-            self._raise(calls[status >> 8][0], status & 0xFF)
+            self._raise(operators[status >> 8], status & 0xFF)
 
     def _raise(self, operator: str, status: int) -> None:
         if status == _LAUNCH_FAILED:

@@ -39,9 +39,11 @@ inline float from_float<float>(float x) {
 
 #if defined(__CUDACC__)
 #define UNROLL _Pragma("unroll")
+#define UNROLL_SOME _Pragma("unroll kAtOnce")
 #define KEEP_LOOP _Pragma("unroll 1")
 #else
 #define UNROLL
+#define UNROLL_SOME
 #define KEEP_LOOP
 #endif
 
@@ -54,6 +56,19 @@ template <typename T>
 struct alignas(sizeof(T) * 8) Eight {
     T of[8];
 };
+
+// All of a Words at once, which must lie at a multiple of its size. By reference first: there UBSan looks at it.
+template <typename Words>
+__device__ __forceinline__ Words load_whole(const void* from) {
+    const Words& there = *static_cast<const Words*>(from);
+    return there;
+}
+
+template <typename Words>
+__device__ __forceinline__ void store_whole(void* to, const Words& words) {
+    Words& there = *static_cast<Words*>(to);
+    there = words;
+}
 
 // Two elements as a register holds them, the first one low.
 template <typename T>
@@ -70,7 +85,7 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high) {
 template <typename T>
 __device__ __forceinline__ void load_eight(float (&to)[8], const T* from, int count, bool is_aligned) {
     if (is_aligned) {
-        const Eight<T> all = *reinterpret_cast<const Eight<T>*>(from);
+        const auto all = load_whole<Eight<T>>(from);
         UNROLL for (int i = 0; i < 8; i++) to[i] = to_float(all.of[i]);
         return;
     }
@@ -82,7 +97,7 @@ __device__ __forceinline__ void store_eight(T* to, const float (&from)[8], int c
     if (is_aligned) {
         Eight<T> all;
         UNROLL for (int i = 0; i < 8; i++) all.of[i] = from_float<T>(from[i]);
-        *reinterpret_cast<Eight<T>*>(to) = all;
+        store_whole(to, all);
         return;
     }
     UNROLL for (int i = 0; i < 8; i++)

@@ -39,7 +39,7 @@ __device__ __forceinline__ Words load_once(const Words* from) {
         asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to.x), "=r"(to.y) : "l"(from));
     return to;
 #else
-    return *from;
+    return load_whole<Words>(from);
 #endif
 }
 
@@ -48,10 +48,10 @@ template <int Count, typename T>
 __device__ __forceinline__ void load_pairs(uint32_t* to, const T* from, int64_t left, bool is_aligned) {
     if (is_aligned && left >= Count) {
         if constexpr (Count == 8) {
-            const uint4 words = *reinterpret_cast<const uint4*>(from);
+            const auto words = load_whole<uint4>(from);
             to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
         } else {
-            const uint2 words = *reinterpret_cast<const uint2*>(from);
+            const auto words = load_whole<uint2>(from);
             to[0] = words.x, to[1] = words.y;
         }
         return;

@@ -83,6 +83,7 @@ struct AttentionBlock {
     using Places = Layout<Cache, Dim, Warps, IsSplit>;
     using T = ElementOf<Cache>;
     static constexpr int kThreads = Warps * kWarpSize;
+    static constexpr int kAtOnce = Dim > 128 ? 1 : 4;  // turns of a loop that are unrolled: wide heads need the registers
 
     const AttentionArgs& a;
     const Span& span;
@@ -107,7 +108,7 @@ struct AttentionBlock {
 
     template <typename Q>
     __device__ __forceinline__ void load_queries(bool aligned) const {
-        for (int i = int(threadIdx.x); i < Warps * kTileRows * Dim / 8; i += kThreads) {
+        KEEP_LOOP for (int i = int(threadIdx.x); i < Warps * kTileRows * Dim / 8; i += kThreads) {
             const int row = i / (Dim / 8), column = i % (Dim / 8) * 8;
             const Q* q = static_cast<const Q*>(a.q) + token_of(row) * a.q_token_stride + head_of(row) * a.q_head_stride;
             float eight[8] = {};
@@ -122,7 +123,7 @@ struct AttentionBlock {
         constexpr int kOfChunk = 16 / int(sizeof(Cache)), kChunks = Dim / kOfChunk;
         const int32_t* table = a.block_tables + span.sequence * a.table_stride;
         const int block_size = int(a.block_size), from = seen_from(), to = seen_to();
-        UNROLL for (int i = int(threadIdx.x); i < kTileKeys * kChunks; i += kThreads) {
+        UNROLL_SOME for (int i = int(threadIdx.x); i < kTileKeys * kChunks; i += kThreads) {
             const int key = i / kChunks, column = i % kChunks * kOfChunk, position = first + key;
             bool is_wanted = position >= from && position < to && column < a.dim;
             int64_t place = 0;
@@ -150,7 +151,7 @@ struct AttentionBlock {
     }
 
     __device__ __forceinline__ void widen(int stage) const {
-        for (int i = int(threadIdx.x); i < 2 * kTileKeys * Dim / 8; i += kThreads) {
+        UNROLL_SOME for (int i = int(threadIdx.x); i < 2 * kTileKeys * Dim / 8; i += kThreads) {
             const int row = i / (Dim / 8), column = i % (Dim / 8) * 8;
             float eight[8];
             load_eight(eight, reinterpret_cast<const Cache*>(shared + stage * Places::kStage + row * Places::kRawRow) + column, 8, true);
@@ -222,35 +223,31 @@ __global__ void __launch_bounds__(Warps* kWarpSize, 1) paged_attention_kernel(At
     if (IsSplit && first >= last) return;
 
     a.dtype == kBFloat16 ? block.template load_queries<bf16>(aligned) : block.template load_queries<fp16>(aligned);
-    if constexpr (IsSplit) {
-        block.walk(first, last, [&](const auto& rows) {
-            UNROLL for (int i = 0; i < 4; i++) {
-                const int row = g + i / 2 * 8;
-                if (row >= span.rows) continue;
-                float* part = part_of(a, span.sequence, block.head_of(row), int(blockIdx.x));
-                UNROLL for (int n = 0; n < Dim / 8; n++) {
-                    const int column = n * 8 + 2 * t + i % 2;
-                    if (column < a.dim) part[column] = rows.sums[n][i];
-                }
-                if (t == 0 && i % 2 == 0) {
-                    part[a.dim] = rows.softmax[i / 2].peak;
-                    part[a.dim + 1] = rows.softmax[i / 2].total;
-                }
-            }
-        });
-    } else {
-        auto* sums = reinterpret_cast<float*>(dynamic_shared() + Block::Places::kWhole) + warp * kTileRows * Dim;
-        WholeRows<typename Block::T, Dim> whole{sums, {}};
-        whole.start();
-        block.walk(first, last, [&](const auto& rows) { whole.add(rows); });
-        UNROLL for (int i = 0; i < 4; i++) {
-            const int row = warp * kTileRows + g + i / 2 * 8;
-            if (row >= span.rows) continue;
-            const int64_t place = (int64_t(block.token_of(row)) * a.heads + block.head_of(row)) * a.dim;
-            UNROLL for (int n = 0; n < Dim / 8; n++) {
-                const int column = n * 8 + 2 * t + i % 2;
-                if (column < a.dim) store_out(a, place + column, whole.at(n, i) / whole.softmax[i / 2].total * float(a.v_scale));
-            }
+    // A single section's sums take the place of the tiles that came to them.
+    const int place = IsSplit ? 0 : Block::Places::kWhole + warp * kTileRows * Dim * int(sizeof(float));
+    WholeRows<typename Block::T, Dim> whole{reinterpret_cast<float*>(dynamic_shared() + place), {}};
+    if (!IsSplit) whole.start();
+    block.walk(first, last, [&](const auto& rows) {
+        if (IsSplit) whole.start();
+        whole.add(rows);
+    });
+    UNROLL for (int i = 0; i < 4; i++) {
+        const int row = warp * kTileRows + g + i / 2 * 8;
+        if (row >= span.rows) continue;
+        const Softmax& softmax = whole.softmax[i / 2];
+        const int head = block.head_of(row);
+        float* part = IsSplit ? part_of(a, span.sequence, head, int(blockIdx.x)) : nullptr;
+        const int64_t out = (int64_t(block.token_of(row)) * a.heads + head) * a.dim;
+        KEEP_LOOP for (int column = 2 * t + i % 2; column < a.dim; column += 8) {
+            const float sum = whole.at(column / 8, i);
+            if (IsSplit)
+                part[column] = sum;
+            else
+                store_out(a, out + column, sum / softmax.total * float(a.v_scale));
+        }
+        if (IsSplit && t == 0 && i % 2 == 0) {
+            part[a.dim] = softmax.peak;
+            part[a.dim + 1] = softmax.total;
         }
     }
 }

@@ -42,7 +42,7 @@ __device__ void rotate_in_place(T* q, const float* cos_sin, const RopeWriteKvArg
 }
 
 template <typename T, typename Cache>
-__global__ void __launch_bounds__(kThreads) rope_write_kv_kernel(RopeWriteKvArgs a) {
+__global__ void __launch_bounds__(kThreads, 1) rope_write_kv_kernel(RopeWriteKvArgs a) {
     const int64_t token = blockIdx.x, slot = a.cache_slots[token], position = a.positions[token];
     const bool has_position = position >= 0 && position < a.max_positions;
     const bool has_slot = slot >= 0 && slot < a.blocks * a.block_size;

@@ -41,7 +41,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row
     emulation::gather(row, rows);
     const int lane = int(threadIdx.x) % 32;
     for (int i = 0; i < 4; i++) {
-        const uint4 whole = *static_cast<const uint4*>(rows[8 * i + lane / 4]);
+        const auto whole = load_whole<uint4>(rows[8 * i + lane / 4]);
         const uint32_t words[4] = {whole.x, whole.y, whole.z, whole.w};
         to[i] = words[lane % 4];
     }
@@ -59,9 +59,9 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], cons
     emulation::gather(row, rows);
     const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; i++) {
-        const auto* low = static_cast<const uint16_t*>(rows[8 * i + 2 * t]);
-        const auto* high = static_cast<const uint16_t*>(rows[8 * i + 2 * t + 1]);
-        to[i] = uint32_t(low[g]) | uint32_t(high[g]) << 16;
+        const auto low = load_whole<Eight<uint16_t>>(rows[8 * i + 2 * t]);
+        const auto high = load_whole<Eight<uint16_t>>(rows[8 * i + 2 * t + 1]);
+        to[i] = uint32_t(low.of[g]) | uint32_t(high.of[g]) << 16;
     }
 #endif
 }
@@ -93,6 +93,6 @@ __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 #else
     while (const emulation::Copy* copy = emulation::copy_due(Groups))
-        *static_cast<uint4*>(copy->to) = copy->from ? *static_cast<const uint4*>(copy->from) : uint4{};
+        store_whole(copy->to, copy->from ? load_whole<uint4>(copy->from) : uint4{});
 #endif
 }

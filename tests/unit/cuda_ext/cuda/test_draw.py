@@ -73,7 +73,7 @@ def test_every_token_is_drawn_in_its_share(
     cuda: CudaLibrary, fresh: torch.Generator, filters: dict[str, float]
 ) -> None:
     """An even grid of uniform numbers turns the draw into the distribution itself."""
-    logits, grid = torch.randn(61, generator=fresh) * 2, 300
+    logits, grid = torch.randn(61, generator=fresh) * 2, 120
     uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
     drawn = draw(cuda, logits.expand(grid, -1).contiguous(), uniform, **filters)
     shares = torch.bincount(drawn, minlength=61) / grid
