@@ -60,10 +60,10 @@ def test_a_rank_that_waits_in_vain_can_be_stopped(cuda: CudaLibrary) -> None:
     assert crew.faults[0].item() == 6
 
 
-def test_waiting_for_ever_is_a_deadlock_by_name(cuda: CudaLibrary) -> None:
+def test_waiting_for_ever_is_a_deadlock_by_name(emulation: CudaLibrary) -> None:
     crew = Crew(2, 40, torch.bfloat16)
     with pytest.raises(RuntimeError, match=r"deadlock in all_reduce.*another block's sign"):
-        cuda.run([crew.call(0, torch.ones(40).bfloat16())], together=True)
+        emulation.run([crew.call(0, torch.ones(40).bfloat16())], together=True)
 
 
 def test_what_does_not_fit_is_refused(cuda: CudaLibrary) -> None:

@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import cuda_calls
 import pytest
 import torch
 from emulated import SOURCES
+from on_chip import OnChip
+from torch import Tensor
 
 from shoal.cuda_ext import __main__ as report
 from shoal.cuda_ext import cuda_binding
@@ -52,9 +55,9 @@ def test_every_operator_has_a_test_that_starts_it(operator: str) -> None:
     assert any(re.search(rf'(call\(|return)\s*"{operator}",', path.read_text()) for path in tests)
 
 
-def test_the_library_says_what_it_is(cuda: CudaLibrary) -> None:
-    assert cuda.is_emulated
-    assert cuda.chips() == {}
+def test_the_library_says_what_it_is(emulation: CudaLibrary) -> None:
+    assert emulation.is_emulated
+    assert emulation.chips() == {}
 
 
 def test_a_library_of_other_sources_is_refused(
@@ -67,6 +70,20 @@ def test_a_library_of_other_sources_is_refused(
         CudaLibrary(Path(cuda.path))
 
 
+def test_tensors_may_be_copied_to_where_the_kernels_run(emulation: CudaLibrary) -> None:
+    """What tests on a chip do, here with copies on the CPU: views, and addresses in memory."""
+    copied = OnChip(emulation.path, torch.device("cpu"))
+    for operator, example in cuda_calls.EXAMPLES.items():
+        here, there = (example(torch.Generator().manual_seed(5)) for _ in range(2))
+        together = operator == "all_reduce"
+        emulation.run(here, together=together)
+        copied.run(there, together=together)
+        for (_, fields), (_, others) in zip(here, there, strict=True):
+            for name, value in fields.items():
+                if isinstance(value, Tensor) and name != "regions":
+                    assert torch.equal(value.view(torch.uint8), others[name].view(torch.uint8))
+
+
 def test_unknown_fields_and_types_are_refused(cuda: CudaLibrary) -> None:
     with pytest.raises(ValueError, match="no field colour"):
         cuda.call("rms_norm", colour=3)
@@ -75,9 +92,9 @@ def test_unknown_fields_and_types_are_refused(cuda: CudaLibrary) -> None:
 
 
 def test_the_report_names_the_library_and_its_operators(
-    cuda: CudaLibrary, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    emulation: CudaLibrary, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("SHOAL_CUDA_LIBRARY", str(cuda.path))
+    monkeypatch.setenv("SHOAL_CUDA_LIBRARY", str(emulation.path))
     assert report.main() == 0
     printed = capsys.readouterr().out
     assert "compiled for: emulation" in printed

@@ -152,3 +152,37 @@ def test_what_is_out_of_range_is_left_out_and_told(
     case.write(cuda)
     assert case.fault.item() == fault
     assert torch.equal(case.q[4], before)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_number_of_16_bits_is_widened_exactly(cuda: CudaLibrary, dtype: torch.dtype) -> None:
+    table = torch.arange(1 << 16).to(torch.uint16).view(dtype).view(64, 1024)
+    out = torch.empty(64, 1024)
+    cuda.call(
+        "embed", out=out, ids=torch.arange(64), table=table, tokens=64, rows=64, dim=1024, dtype=DTYPES[dtype],
+        scale=1.0,
+    )  # fmt: skip
+    torch.testing.assert_close(out, table.float(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_every_number_is_rounded_as_torch_does(cuda: CudaLibrary, cache_dtype: torch.dtype) -> None:
+    """Half-precision numbers, and bfloat16 ones, on their way into a cache; beyond fp8's range: its largest."""
+    for dtype in HALVES:
+        case = Cached(torch.Generator(), dtype, cache_dtype, 8, 0)
+        case.tokens, case.dim, case.heads, case.kv_heads = 24, 1024, 0, 1
+        values = torch.arange(1 << 16).to(torch.uint16).view(dtype)
+        for part in values.split(24 * 1024):
+            rows = torch.zeros(24, 1, 1024, dtype=dtype)
+            rows.view(-1)[: len(part)] = part
+            case.q = case.k = case.v = rows
+            case.positions, case.slots = torch.zeros(24, dtype=torch.int32), torch.arange(24)
+            case.caches = [torch.zeros(4, 1, 6, 1024).to(cache_dtype) for _ in range(2)]
+            case.write(cuda)
+            wide = rows.float()
+            if cache_dtype == torch.float8_e4m3fn:
+                wide = wide.clamp(-448, 448)
+            expected = wide.to(cache_dtype).float().flatten()
+            torch.testing.assert_close(
+                case.caches[1].float().flatten(), expected, rtol=0, atol=0, equal_nan=True
+            )
