@@ -87,6 +87,10 @@ class BuildLibraries(build_ext):
         newest = max(path.stat().st_mtime for path in (*sources.rglob("*"), Path(__file__)))
         if not self.force and target.exists() and target.stat().st_mtime > newest:
             return
+        if ext.name == CUDA_LIBRARY and shutil.which(nvcc()) is None:
+            target.unlink(missing_ok=True)
+            sys.stdout.write(f"no CUDA library: there is no {nvcc()}\n")
+            return
         build = {
             LIBRARY: self.build_cpu_library,
             CUDA_LIBRARY: self.build_cuda_library,
@@ -102,7 +106,7 @@ class BuildLibraries(build_ext):
         sys.stdout.write(f"built {target.name} ({built})\n")
 
     def build_cpu_library(self, target: Path) -> str:
-        compiler = find_compiler("CXX", "g++", "the operators will run on torch alone, slower")
+        compiler = host_compiler("the operators will run on torch alone, slower")
         interface = interface_of(INTERFACE)
         jobs = [
             (SOURCES / "level.cpp", f"level_{name}", [*flags, f"-DSHOAL_LEVEL=k{name}"])
@@ -115,16 +119,15 @@ class BuildLibraries(build_ext):
         return f"{', '.join(LEVELS)}, with {compiler}"
 
     def build_cuda_library(self, target: Path) -> str:
-        compiler = find_compiler("NVCC", "nvcc", "no CUDA library")
         targets, flags = cuda_targets(os.environ.get("SHOAL_CUDA_ARCHS") or CUDA_ARCHS)
         jobs = [(path, path.stem, []) for path in sorted(CUDA_SOURCES.glob("*.cu"))]
         defined = (interface_of(CUDA_INTERFACE), f'-DSHOAL_TARGETS="{targets}"')
-        linking = (compiler, "-shared", "-cudart=static", *flags)
-        self.compile_and_link("cuda", target, jobs, (compiler, *CUDA_FLAGS, *defined, *flags), linking)
-        return f"{targets}, with {compiler}"
+        linking = (nvcc(), "-shared", "-cudart=static", *flags)
+        self.compile_and_link("cuda", target, jobs, (nvcc(), *CUDA_FLAGS, *defined, *flags), linking)
+        return f"{targets}, with {nvcc()}"
 
     def build_emulated_library(self, target: Path) -> str:
-        compiler = find_compiler("CXX", "g++", "CUDA kernels cannot be emulated")
+        compiler = host_compiler("CUDA kernels cannot be emulated")
         # What fibres share is no kernel's memory: their scheduler is compiled without ThreadSanitizer.
         is_threads = self.sanitize == "thread"
         scheduler = ["-O2", *(["-fno-sanitize=thread", "-DSHOAL_THREAD_SANITIZER"] if is_threads else [])]
@@ -165,11 +168,15 @@ class BuildLibraries(build_ext):
         fresh.replace(target)
 
 
-def find_compiler(variable: str, usual: str, without: str) -> str:
-    compiler = os.environ.get(variable) or usual
+def host_compiler(without: str) -> str:
+    compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
         raise CompileError(f"no {compiler}: {without}")
     return compiler
+
+
+def nvcc() -> str:
+    return os.environ.get("NVCC") or "nvcc"
 
 
 def interface_of(header: Path) -> str:

@@ -108,7 +108,7 @@ class Shapes:
         self.hidden, self.ffn = (128, 192) if small else (4096, 14336)
         self.heads, self.kv_heads, self.dim = (4, 2, 64) if small else (32, 8, 128)
         self.vocabulary = 300 if small else 128256
-        self.rows, self.chunk, self.context = (3, 20, 70) if small else (16, 2048, 4096)
+        self.rows, self.chunk, self.context = (3, 70, 90) if small else (16, 2048, 4096)
         self._place = place
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -211,7 +211,8 @@ class Shapes:
             self.gated_activation(self.chunk),
             self.linear(1),
             self.linear(self.rows),
-            *(self.linear_quantised(rows, bits) for bits in (4, 8) for rows in (1, self.rows, 2 * self.rows)),
+            self.linear(self.chunk),
+            *(self.linear_quantised(rows, bits) for bits in (4, 8) for rows in (1, self.rows, self.chunk)),
             self.paged_attention(self.rows, 1, self.context, decodes),
             self.paged_attention(1, self.chunk, self.chunk, chunk),
             self.draw(self.rows),

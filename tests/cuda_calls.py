@@ -65,33 +65,26 @@ def embed(random: torch.Generator) -> list[Call]:
 
 
 def linear(random: torch.Generator) -> list[Call]:
-    x, weight = torch.randn(11, 700, generator=random).to(BF16), torch.randn(35, 700, generator=random).to(BF16)
-    sizes = {
-        "rows": 11,
-        "inputs": 700,
-        "outputs": 35,
-        "row_stride": 700,
-        "weight_stride": 700,
-        "out_stride": 35,
-    }
-    return [("linear", {"out": _zeros(11, 35), "x": x, "weight": weight, **sizes, "dtype": 1, "out_dtype": 1})]
+    """Few rows, and many."""
+    x, weight = torch.randn(70, 704, generator=random).to(BF16), torch.randn(35, 704, generator=random).to(BF16)
+    sizes = {"inputs": 704, "outputs": 35, "row_stride": 704, "weight_stride": 704, "out_stride": 35}
+    fields = {"x": x, "weight": weight, **sizes, "dtype": 1, "out_dtype": 1}
+    return [("linear", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 70)]
 
 
 def linear_quantised(random: torch.Generator) -> list[Call]:
-    """Packed, multiplied, and made plain."""
+    """Packed, multiplied with few rows and with many, and made plain."""
     codes = torch.randint(0, 16, (35, 20, 32), generator=random, dtype=torch.uint8)
     scales, offsets = torch.randn(2, 35, 20, generator=random).half().unbind()
-    panels, x = _zeros(3, 10, 640, dtype=torch.uint8), torch.randn(11, 640, generator=random).to(BF16)
+    panels, x = _zeros(3, 10, 640, dtype=torch.uint8), torch.randn(70, 640, generator=random).to(BF16)
     form = {"bits": 4, "group": 32}
     packing = {"panels": panels, "codes": codes, "scales": scales, "offsets": offsets, "rows": 35, "groups": 20}
-    sizes = {"rows": 11, "inputs": 640, "outputs": 35, "row_stride": 640, "out_stride": 35, "out_dtype": 1}
+    sizes = {"inputs": 640, "outputs": 35, "row_stride": 640, "out_stride": 35, "out_dtype": 1}
+    fields = {"x": x, "panels": panels, **sizes, **form, "has_offset": 1}
     plain = {"out": _zeros(35, 640), "panels": panels, "rows": 35, "columns": 640}
     return [
         ("pack_quantised", {**packing, **form}),
-        (
-            "linear_quantised",
-            {"out": _zeros(11, 35), "x": x, "panels": panels, **sizes, **form, "has_offset": 1},
-        ),
+        *(("linear_quantised", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 70)),
         ("dequantise", {**plain, **form, "has_offset": 1}),
     ]
 

@@ -57,8 +57,8 @@ PICKS = {
     "rope_write_kv": "a block a token",
     "gated_activation": "eight elements a thread",
     "embed": "a block a token, from plain or quantised tables",
-    "linear": "mma.m16n8k16, 16 outputs and 8, 16 or 32 rows a block, weights straight to registers",
-    "linear_quantised": "as linear; codes to bfloat16 in registers, scales on a group's sum",
+    "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64",
+    "linear_quantised": "as linear, 128 × 64; codes to bfloat16 in registers, scales on a group's sum",
     "pack_quantised": "a block a tile of 16 × 64",
     "dequantise": "a block a tile of 16 × 64",
     "paged_attention": (

@@ -181,8 +181,7 @@ def plant(planted: Planted, to: Path) -> Path:
         '-DSHOAL_TARGETS="emulation"',
     ]
     checks = [f"-fsanitize={planted.sanitize}", "-fno-sanitize-recover=all"] if planted.sanitize else []
-    is_threads = planted.sanitize == "thread"
-    scheduler = ["-DSHOAL_THREAD_SANITIZER"] if is_threads else checks
+    scheduler = ["-DSHOAL_THREAD_SANITIZER"] if planted.sanitize == "thread" else checks
     compiling = [
         (sources / f"{planted.operator}.cu", checks),
         (sources / "library.cu", checks),
@@ -228,3 +227,12 @@ def test_a_copy_that_is_not_waited_for_shows(tmp_path: Path) -> None:
         assert "status 0" in done.stdout, done.stdout + done.stderr
         sums.append(done.stdout.split("checksum")[1])
     assert sums[0] != sums[1]
+
+
+def test_fibres_change_stacks_without_assembly_too(tmp_path: Path) -> None:
+    """With ucontext, as on other processors than x86-64."""
+    changed = ("#if defined(__x86_64__) && !defined(SHOAL_UCONTEXT)", "#if 0")
+    slower = plant(Planted("rms_norm", "emulation/fibre.cpp", *changed, "", ""), tmp_path)
+    sums = [replay("undefined", library, "rms_norm", tmp_path).stdout for library in (emulated.build(), slower)]
+    assert "status 0" in sums[0]
+    assert sums[0] == sums[1]

@@ -1,4 +1,4 @@
-// The product with a plain matrix of bfloat16 or half precision, for few rows.
+// The product with a plain matrix of bfloat16 or half precision.
 #include "linear_tile.h"
 
 namespace {
@@ -6,7 +6,7 @@ namespace {
 template <typename T>
 struct PlainWeight {
     using Element = T;
-    static constexpr int kRun = 8, kAhead = 2;
+    static constexpr int kRun = 8, kAhead = 2, kPanels = 2, kGroups = 0;
 
     const T* weight;  // [outputs, inputs]
     int64_t outputs, inputs, stride;
@@ -38,14 +38,14 @@ struct PlainWeight {
         return to;
     }
 
-    template <int Tiles>
-    __device__ __forceinline__ void multiply(const Tile& tile, const uint32_t (&x)[Tiles][kSteps][2],
-                                             float (&sums)[Tiles][4]) const {
-        UNROLL for (int step = 0; step < kSteps; step++) {
-            uint32_t a[4];
-            UNROLL for (int i = 0; i < 4; i++) a[i] = tile.pairs[step / 2][i % 2][step % 2 * 2 + i / 2];
-            UNROLL for (int n = 0; n < Tiles; n++) multiply_tile<T>(sums[n], a, x[n][step]);
-        }
+    __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
+        UNROLL for (int step = 0; step < kSteps; step++)
+            UNROLL for (int i = 0; i < 4; i++) a[step][i] = tile.pairs[step / 2][i % 2][step % 2 * 2 + i / 2];
+    }
+
+    __device__ __forceinline__ void add(const Tile&, const uint32_t (&a)[kSteps][4], const uint32_t (&x)[kSteps][2],
+                                        const float (&)[1][4], float (&sums)[4]) const {
+        UNROLL for (int step = 0; step < kSteps; step++) multiply_tile<T>(sums, a[step], x[step]);
     }
 };
 

@@ -1,4 +1,4 @@
-// The product of bfloat16 rows with a W4 or W8 matrix, for few rows. Codes are small integers, which bfloat16 holds
+// The product of bfloat16 rows with a W4 or W8 matrix. Codes are small integers, which bfloat16 holds
 // exactly: they become it in registers without rounding, a group's products are added up in float32, and its scale and
 // offset are applied to the sum, the offset with the group's sum of x (a product with ones).
 #include "linear_tile.h"
@@ -20,13 +20,12 @@ __device__ __forceinline__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
 #endif
 }
 
-constexpr uint32_t kOnes = 0x3f803f80;
-
 template <int Bits, int Group, bool HasOffset>
 struct QuantisedWeight {
     using Element = bf16;
     static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
-    static constexpr int kRun = kFormat.run(), kAhead = Bits == 4 ? 3 : Group == 32 ? 2 : 1, kGroups = kFormat.groups();
+    static constexpr int kRun = kFormat.run(), kAhead = Bits == 4 ? 3 : Group == 32 ? 2 : 1, kPanels = 1;
+    static constexpr int kScales = kFormat.groups(), kGroups = HasOffset ? kScales : 0;
 
     const uint8_t* panels;
     int64_t tiles;  // of a panel
@@ -34,11 +33,11 @@ struct QuantisedWeight {
     // scales, offsets: one for output g low, one for g + 8 high
     struct Tile {
         uint32_t codes[kSteps * Bits / 4];
-        uint32_t scales[kGroups], offsets[kGroups];
+        uint32_t scales[kScales], offsets[kScales];
     };
 
-    static __device__ __forceinline__ void load_scales(uint32_t (&to)[kGroups], const uint8_t* from) {
-        if constexpr (kGroups == 2) {
+    static __device__ __forceinline__ void load_scales(uint32_t (&to)[kScales], const uint8_t* from) {
+        if constexpr (kScales == 2) {
             const uint2 words = load_once(reinterpret_cast<const uint2*>(from));
             to[0] = words.x, to[1] = words.y;
         } else {
@@ -57,22 +56,23 @@ struct QuantisedWeight {
             to.codes[4 * half + 2] = words.z, to.codes[4 * half + 3] = words.w;
         }
         const uint8_t* scales = from + kFormat.code_bytes();
-        load_scales(to.scales, scales + g * kGroups * 4);
-        if constexpr (HasOffset) load_scales(to.offsets, scales + kFormat.scale_bytes() + g * kGroups * 4);
+        load_scales(to.scales, scales + g * kScales * 4);
+        if constexpr (HasOffset) load_scales(to.offsets, scales + kFormat.scale_bytes() + g * kScales * 4);
         return to;
     }
 
-    // A step's codes less the format's zero, as bfloat16. 0x4300 is 128, whose last place is 1.
-    static __device__ __forceinline__ void widen(const Tile& tile, int step, uint32_t (&a)[4]) {
-        UNROLL for (int i = 0; i < 4; i++) {
-            if constexpr (Bits == 4) {
-                const uint32_t nibbles = tile.codes[step] >> 4 * i & 0x000f000f;
-                a[i] = subtract_pairs(nibbles | 0x43004300, 0x43004300 + kFormat.zero() * 0x00010001);
-            } else {
-                const uint32_t bytes = tile.codes[2 * step + i / 2] >> 8 * (i % 2);
-                a[i] = subtract_pairs((bytes & 0x007f007f) | 0x43004300, (bytes & 0x00800080) ^ 0x43804380);
+    // The codes less the format's zero, as bfloat16. 0x4300 is 128, whose last place is 1.
+    __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
+        UNROLL for (int step = 0; step < kSteps; step++)
+            UNROLL for (int i = 0; i < 4; i++) {
+                if constexpr (Bits == 4) {
+                    const uint32_t nibbles = tile.codes[step] >> 4 * i & 0x000f000f;
+                    a[step][i] = subtract_pairs(nibbles | 0x43004300, 0x43004300 + kFormat.zero() * 0x00010001);
+                } else {
+                    const uint32_t bytes = tile.codes[2 * step + i / 2] >> 8 * (i % 2);
+                    a[step][i] = subtract_pairs((bytes & 0x007f007f) | 0x43004300, (bytes & 0x00800080) ^ 0x43804380);
+                }
             }
-        }
     }
 
     static __device__ __forceinline__ float half_of(uint32_t pair, int which) {
@@ -82,27 +82,17 @@ struct QuantisedWeight {
         return to_float(x);
     }
 
-    template <int Tiles>
-    __device__ __forceinline__ void multiply(const Tile& tile, const uint32_t (&x)[Tiles][kSteps][2],
-                                             float (&sums)[Tiles][4]) const {
-        constexpr int kStepsOfGroup = kSteps / kGroups;
-        constexpr uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
-        UNROLL for (int group = 0; group < kGroups; group++) {
-            float product[Tiles][4] = {}, of_x[Tiles][4] = {};
-            UNROLL for (int step = group * kStepsOfGroup; step < (group + 1) * kStepsOfGroup; step++) {
-                uint32_t a[4];
-                widen(tile, step, a);
-                UNROLL for (int n = 0; n < Tiles; n++) {
-                    multiply_tile<bf16>(product[n], a, x[n][step]);
-                    if constexpr (HasOffset) multiply_tile<bf16>(of_x[n], ones, x[n][step]);
-                }
+    __device__ __forceinline__ void add(const Tile& tile, const uint32_t (&a)[kSteps][4], const uint32_t (&x)[kSteps][2],
+                                        const float (&of_x)[kGroups + 1][4], float (&sums)[4]) const {
+        constexpr int kStepsOfGroup = kSteps / kScales;
+        UNROLL for (int group = 0; group < kScales; group++) {
+            float product[4] = {};
+            UNROLL for (int step = group * kStepsOfGroup; step < (group + 1) * kStepsOfGroup; step++)
+                multiply_tile<bf16>(product, a[step], x[step]);
+            UNROLL for (int i = 0; i < 4; i++) {
+                sums[i] = fmaf(half_of(tile.scales[group], i / 2), product[i], sums[i]);
+                if constexpr (HasOffset) sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[group][i], sums[i]);
             }
-            UNROLL for (int n = 0; n < Tiles; n++)
-                UNROLL for (int i = 0; i < 4; i++) {
-                    sums[n][i] = fmaf(half_of(tile.scales[group], i / 2), product[n][i], sums[n][i]);
-                    if constexpr (HasOffset)
-                        sums[n][i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[n][i], sums[n][i]);
-                }
         }
     }
 };

@@ -1,14 +1,17 @@
-// out = x · weightᵀ + bias for few rows, where reading the weight is what takes time. A block does 16 outputs and up to
-// 8 · Tiles rows; its warps take the weight's tiles of 64 inputs by turns and are added up in their order. The weight is
-// the product's left side and rows of x are columns of the right one, so no row meets another; how a row's sum is
-// ordered depends on the number of inputs alone.
+// out = x · weightᵀ + bias. The weight is the product's left side and rows of x are columns of the right one, so no row
+// meets another. Two kernels, for few rows (where reading the weight is what takes time) and for many, that add up alike:
+// turn w of eight takes the weight's tiles of 64 inputs w, w + 8, w + 16, …, and turns are added up in order. How a row's
+// sum is ordered thus depends on the number of inputs alone.
 //
-// A Weight says how a tile is loaded and multiplied:
+// A Weight says how a tile of 16 outputs is loaded and multiplied:
 //   Tile                          what a lane holds of one
 //   kRun                          inputs that a lane takes side by side (quantised.h)
-//   kAhead                        tiles in flight
+//   kAhead                        tiles in flight, for few rows
+//   kPanels                       of 16 outputs that a warp does at once, for many rows
+//   kGroups                       whose sums of x ``add`` needs, or 0
 //   load(panel, tile)             → Tile
-//   multiply(tile, x, sums)       sums[Tiles][4] += the product with x[Tiles][kSteps][2], fragments both
+//   widen(tile, a)                a[kSteps]: the left side's fragments
+//   add(tile, a, x, of_x, sums)   sums += the product with eight rows' fragments x[kSteps]; of_x[kGroups]: their sums
 #pragma once
 
 #include "launch.h"
@@ -71,6 +74,34 @@ __device__ __forceinline__ void load_row(uint32_t (&to)[kSteps][2], const T* row
     }
 }
 
+constexpr uint32_t kOnes = 0x3f803f80;  // two bfloat16
+
+// The sums of each group of x: products with ones. One row more than groups: there may be none.
+template <typename Weight>
+__device__ __forceinline__ void sum_groups(const uint32_t (&x)[kSteps][2], float (&of_x)[Weight::kGroups + 1][4]) {
+    if constexpr (Weight::kGroups > 0) {
+        constexpr uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+        constexpr int kStepsOfGroup = kSteps / Weight::kGroups;
+        UNROLL for (int group = 0; group < Weight::kGroups; group++) {
+            UNROLL for (int i = 0; i < 4; i++) of_x[group][i] = 0.0f;
+            UNROLL for (int step = 0; step < kStepsOfGroup; step++)
+                multiply_tile<bf16>(of_x[group], ones, x[group * kStepsOfGroup + step]);
+        }
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_sum(const LinearRows& a, int64_t row, int64_t output, float sum) {
+    if (output >= a.outputs || row >= a.rows) return;
+    if (a.bias) sum += a.bias[output];
+    const int64_t place = row * a.out_stride + output;
+    if (a.out_dtype == kFloat32)
+        static_cast<float*>(a.out)[place] = sum;
+    else
+        static_cast<T*>(a.out)[place] = from_float<T>(sum);
+}
+
+// A block does 16 outputs and up to 8 · Tiles rows; each of its warps is a turn.
 template <typename Weight, int Tiles>
 __global__ void __launch_bounds__(kLinearThreads, 1) linear_kernel(LinearRows a, Weight weight, bool is_aligned) {
     using T = typename Weight::Element;
@@ -95,7 +126,13 @@ __global__ void __launch_bounds__(kLinearThreads, 1) linear_kernel(LinearRows a,
             }
             const typename Weight::Tile mine = ahead[i];
             if (next < tiles) ahead[i] = weight.load(panel, next);
-            weight.multiply(mine, x, sums);
+            uint32_t left[kSteps][4];
+            weight.widen(mine, left);
+            UNROLL for (int n = 0; n < Tiles; n++) {
+                float of_x[Weight::kGroups + 1][4];
+                sum_groups<Weight>(x[n], of_x);
+                weight.add(mine, left, x[n], of_x, sums[n]);
+            }
         }
 
     UNROLL for (int n = 0; n < Tiles; n++)
@@ -105,17 +142,13 @@ __global__ void __launch_bounds__(kLinearThreads, 1) linear_kernel(LinearRows a,
         const int n = index / (4 * kWarpSize), i = index / kWarpSize % 4, from = index % kWarpSize;
         const int64_t output = panel * kTileOutputs + from / 4 + i / 2 * 8;
         const int64_t row = first_row + n * kRowsOfTile + from % 4 * 2 + i % 2;
-        if (output >= a.outputs || row >= a.rows) continue;
         float sum = parts[0][n][i][from];
         for (int w = 1; w < kLinearWarps; w++) sum += parts[w][n][i][from];
-        if (a.bias) sum += a.bias[output];
-        const int64_t place = row * a.out_stride + output;
-        if (a.out_dtype == kFloat32)
-            static_cast<float*>(a.out)[place] = sum;
-        else
-            static_cast<T*>(a.out)[place] = from_float<T>(sum);
+        store_sum<T>(a, row, output, sum);
     }
 }
+
+#include "linear_many.h"
 
 template <int Tiles, typename Weight>
 int start_linear(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
@@ -127,6 +160,7 @@ int start_linear(const char* name, const LinearRows& a, const Weight& weight, vo
 
 template <typename Weight>
 int start_linear(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
+    if (a.rows > kFewRows && has_whole_chunks<Weight>(a)) return start_many(name, a, weight, stream);
     if (a.rows <= kRowsOfTile) return start_linear<1>(name, a, weight, stream);
     if (a.rows <= 2 * kRowsOfTile) return start_linear<2>(name, a, weight, stream);
     return start_linear<4>(name, a, weight, stream);

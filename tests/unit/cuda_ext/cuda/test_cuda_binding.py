@@ -55,6 +55,14 @@ def test_every_operator_has_a_test_that_starts_it(operator: str) -> None:
     assert any(re.search(rf'(call\(|return)\s*"{operator}",', path.read_text()) for path in tests)
 
 
+def test_every_operator_has_an_example() -> None:
+    """Which sanitizers watch."""
+    random = torch.Generator()
+    assert {
+        operator for example in cuda_calls.EXAMPLES.values() for operator, _ in example(random)
+    } == OPERATORS.keys()
+
+
 def test_the_library_says_what_it_is(emulation: CudaLibrary) -> None:
     assert emulation.is_emulated
     assert emulation.chips() == {}

@@ -35,7 +35,7 @@ def linear(cuda: CudaLibrary, x: Tensor, weight: Tensor, bias: Tensor | None, ou
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(1, 64, 16), (1, 1100, 35), (3, 7, 1), (9, 200, 50), (17, 576, 33), (40, 72, 20)],
+    [(1, 64, 16), (1, 1100, 35), (3, 7, 1), (9, 200, 50), (17, 576, 33), (40, 72, 20), (70, 1104, 300)],
 )
 @pytest.mark.parametrize("aligned", [True, False])
 def test_linear(
@@ -112,15 +112,17 @@ def test_linear_quantised(
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("inputs", [700, 328, 1224])
 def test_a_row_does_not_depend_on_its_batch(
-    cuda: CudaLibrary, fresh: torch.Generator, form: WeightFormat
+    cuda: CudaLibrary, fresh: torch.Generator, form: WeightFormat, inputs: int
 ) -> None:
-    groups = groups_of(fresh, 20, 700, form)
+    """To the bit, in kernels for few rows and for many; with fewer and more tiles of inputs than a block has warps."""
+    groups = groups_of(fresh, 20, inputs, form)
     panels = pack(cuda, groups)
-    plain = groups.dequantise().bfloat16()[:, :700]
-    x = torch.randn(35, 700, generator=fresh).bfloat16()
+    plain = groups.dequantise().bfloat16()[:, :inputs]
+    x = torch.randn(100, inputs, generator=fresh).bfloat16()
     x[3] = torch.nan
-    for count in (1, 8, 9, 16, 17, 35):
+    for count in (1, 8, 9, 16, 35, 65, 100):
         together = linear_quantised(cuda, x[:count], panels, groups)
         plainly = linear(cuda, x[:count], plain, None, torch.float32)
         for row in {0, count // 2, count - 1} - {3}:

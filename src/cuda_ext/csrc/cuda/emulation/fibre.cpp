@@ -9,7 +9,9 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-#if defined(__x86_64__)
+// SHOAL_UCONTEXT: the way of other processors also here.
+#if defined(__x86_64__) && !defined(SHOAL_UCONTEXT)
+#define SHOAL_OWN_STACKS
 // Saves what a called function must keep, changes stacks, and returns on the other one.
 extern "C" void shoal_change_stack(void** from, void* to);
 asm(R"(
@@ -67,7 +69,7 @@ static void forget_frames(const Stack& stack) {
     (void)stack;
 }
 
-#if defined(__x86_64__)
+#if defined(SHOAL_OWN_STACKS)
 
 void rewind(Stack& stack, void (*entry)()) {
     forget_frames(stack);
