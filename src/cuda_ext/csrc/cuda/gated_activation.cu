@@ -31,8 +31,9 @@ int start(GatedActivationArgs a) {
     const auto columns = unsigned((a.dim + kThreads * 8 - 1) / (kThreads * 8));
     for (int64_t left = a.rows; left > 0; left -= kMostRows) {
         const dim3 grid(columns, unsigned(left < kMostRows ? left : kMostRows));
-        if (const int status = launch("gated_activation", gated_activation_kernel<T>, grid, kThreads, 0, a.stream, a, aligned))
-            return status;
+        const int status =
+            launch("gated_activation", gated_activation_kernel<T>, grid, kThreads, 0, a.stream, a, aligned);
+        if (status) return status;
         a.gate_up = static_cast<const T*>(a.gate_up) + kMostRows * a.row_stride;
         a.out = static_cast<T*>(a.out) + kMostRows * a.dim;
     }

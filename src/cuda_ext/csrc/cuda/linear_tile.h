@@ -59,8 +59,8 @@ __device__ __forceinline__ void load_pairs(uint32_t* to, const T* from, int64_t 
         }
         return;
     }
-    UNROLL for (int i = 0; i < Count / 2; i++)
-        to[i] = pair_of<T>(2 * i < left ? to_float(from[2 * i]) : 0.0f, 2 * i + 1 < left ? to_float(from[2 * i + 1]) : 0.0f);
+    const auto element = [&](int i) { return i < left ? to_float(from[i]) : 0.0f; };
+    UNROLL for (int i = 0; i < Count; i += 2) to[i / 2] = pair_of<T>(element(i), element(i + 1));
 }
 
 // A row's part of the right side of a tile's products.
@@ -153,8 +153,8 @@ __global__ void __launch_bounds__(kLinearThreads, 1) linear_kernel(LinearRows a,
 template <int Tiles, typename Weight>
 int start_linear(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
     const bool is_aligned = ::is_aligned<typename Weight::Element>(a.x, a.row_stride);
-    const int64_t rows_of_block = Tiles * kRowsOfTile;
-    const dim3 grid(unsigned((a.outputs + kTileOutputs - 1) / kTileOutputs), unsigned((a.rows + rows_of_block - 1) / rows_of_block));
+    constexpr int64_t kRows = Tiles * kRowsOfTile;
+    const dim3 grid(unsigned((a.outputs + kTileOutputs - 1) / kTileOutputs), unsigned((a.rows + kRows - 1) / kRows));
     return launch(name, linear_kernel<Weight, Tiles>, grid, kLinearThreads, 0, stream, a, weight, is_aligned);
 }
 

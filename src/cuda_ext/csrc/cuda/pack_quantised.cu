@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(kThreads) pack_quantised_kernel(PackQuantisedA
         const int output = i / format.groups(), group = i % format.groups();
         const int64_t row = panel * kTileOutputs + output, at = tile * format.groups() + group;
         const bool is_inside = row < a.rows && at < a.groups;
-        auto* scale = reinterpret_cast<uint16_t*>(to + format.code_bytes()) + scale_place(format, output, group * format.group);
+        auto* scales = reinterpret_cast<uint16_t*>(to + format.code_bytes());
+        auto* scale = scales + scale_place(format, output, group * format.group);
         *scale = is_inside ? static_cast<const uint16_t*>(a.scales)[row * a.groups + at] : uint16_t(0);
         if (format.has_offset)
             scale[format.scale_bytes() / 2] =

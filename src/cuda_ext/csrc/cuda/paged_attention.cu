@@ -130,8 +130,9 @@ struct AttentionBlock {
             if (is_wanted) {
                 const int block = table[position / block_size];
                 is_wanted = block >= 0 && block < a.blocks;
+                const int64_t row = (int64_t(block) * a.kv_heads + span.kv_head) * block_size + position % block_size;
                 if (is_wanted)
-                    place = ((int64_t(block) * a.kv_heads + span.kv_head) * block_size + position % block_size) * a.dim + column;
+                    place = row * a.dim + column;
                 else
                     atomicCAS(a.fault, kOk, kBlockOutside);
             }
@@ -154,7 +155,8 @@ struct AttentionBlock {
         UNROLL_SOME for (int i = int(threadIdx.x); i < 2 * kTileKeys * Dim / 8; i += kThreads) {
             const int row = i / (Dim / 8), column = i % (Dim / 8) * 8;
             float eight[8];
-            load_eight(eight, reinterpret_cast<const Cache*>(shared + stage * Places::kStage + row * Places::kRawRow) + column, 8, true);
+            const unsigned char* from = shared + stage * Places::kStage + row * Places::kRawRow;
+            load_eight(eight, reinterpret_cast<const Cache*>(from) + column, 8, true);
             store_eight(reinterpret_cast<T*>(shared + Places::kWide + row * Places::kRow) + column, eight, 8, true);
         }
         __syncthreads();
@@ -170,7 +172,8 @@ struct AttentionBlock {
     __device__ __forceinline__ void walk(int first, int last, const Finish& finish) const {
         const int warp = int(threadIdx.x) / kWarpSize, g = int(threadIdx.x) % kWarpSize / 4;
         const int row = warp * kTileRows + g;
-        const int positions[2] = {row < span.rows ? position_of(row) : -1, row + 8 < span.rows ? position_of(row + 8) : -1};
+        const int positions[2] = {row < span.rows ? position_of(row) : -1,
+                                  row + 8 < span.rows ? position_of(row + 8) : -1};
         const Scores how = scores();
         WarpRows<T, Dim> rows;
         rows.start_section();
@@ -274,25 +277,30 @@ __global__ void __launch_bounds__(kMergeThreads) merge_sections_kernel(Attention
     }
 }
 
+template <typename Cache, int Dim, int Warps, bool IsSplit>
+int start_blocks(const AttentionArgs& a, dim3 grid) {
+    const bool aligned = is_aligned<bf16>(a.q, a.q_token_stride) && a.q_head_stride % 8 == 0;
+    constexpr int kBytes = Layout<Cache, Dim, Warps, IsSplit>::kBytes;
+    const auto kernel = paged_attention_kernel<Cache, Dim, Warps, IsSplit>;
+    return launch("paged_attention", kernel, grid, Warps * kWarpSize, kBytes, a.stream, a, aligned);
+}
+
 template <typename Cache, int Dim>
 int start(const AttentionArgs& a) {
-    const bool aligned = is_aligned<bf16>(a.q, a.q_token_stride) && a.q_head_stride % 8 == 0;
     const int64_t group = a.heads / a.kv_heads;
     if (a.most_tokens > 1) {
         constexpr int kWarps = Dim > 128 ? 2 : 4;
         const int64_t chunks = a.sequences < a.tokens / 2 ? a.sequences : a.tokens / 2;
         const dim3 grid(unsigned(a.tokens * group / (kWarps * kTileRows) + chunks), unsigned(a.kv_heads));
-        if (const int status = launch("paged_attention", paged_attention_kernel<Cache, Dim, kWarps, false>, grid,
-                                      kWarps * kWarpSize, Layout<Cache, Dim, kWarps, false>::kBytes, a.stream, a, aligned))
-            return status;
+        const int status = start_blocks<Cache, Dim, kWarps, false>(a, grid);
+        if (status) return status;
     }
     const int64_t sections = (a.most_context + kSection - 1) / kSection;
-    const dim3 grid(unsigned(sections), unsigned((group + kTileRows - 1) / kTileRows * a.kv_heads), unsigned(a.sequences));
-    if (const int status = launch("paged_attention", paged_attention_kernel<Cache, Dim, 1, true>, grid, kWarpSize,
-                                  Layout<Cache, Dim, 1, true>::kBytes, a.stream, a, aligned))
-        return status;
-    return launch("paged_attention", merge_sections_kernel, dim3(unsigned(a.heads), unsigned(a.sequences)), kMergeThreads, 0,
-                  a.stream, a);
+    const int64_t tiles = (group + kTileRows - 1) / kTileRows * a.kv_heads;
+    const dim3 grid(unsigned(sections), unsigned(tiles), unsigned(a.sequences));
+    if (const int status = start_blocks<Cache, Dim, 1, true>(a, grid)) return status;
+    const dim3 merges(unsigned(a.heads), unsigned(a.sequences));
+    return launch("paged_attention", merge_sections_kernel, merges, kMergeThreads, 0, a.stream, a);
 }
 
 template <typename Cache>

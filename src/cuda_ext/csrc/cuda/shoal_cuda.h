@@ -126,7 +126,8 @@ struct DequantiseArgs {
     void* stream;
 };
 
-// q: [tokens, heads, dim] → out: as q, contiguous. Products are of the cache's type, bfloat16 for an fp8 cache. caches: as in RopeWriteKvArgs, a row's bytes a multiple of 16.
+// q: [tokens, heads, dim] → out: as q, contiguous. Products are of the cache's type, bfloat16 for an fp8 cache. caches: as
+// in RopeWriteKvArgs, a row's bytes a multiple of 16; dim: at most 256.
 // query_starts: [sequences + 1]; context_lens: with the new tokens. most_tokens and most_context: no sequence has more
 // new tokens or a longer context. workspace: float32, at least sequences · heads · (most_context / 256, rounded up) ·
 // (dim + 2) of them. window: positions that a token sees, itself included, or 0.

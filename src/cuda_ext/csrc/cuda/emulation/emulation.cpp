@@ -143,9 +143,11 @@ void name_deadlock() {
         waits[differs]++;
         if (!example[differs]) example[differs] = &fibre;
     }
-    int used = std::snprintf(message, sizeof message, "deadlock in %s, block (%u, %u, %u): %d threads wait at %s (line %d)",
-                             example[0]->block->launch->name, example[0]->place.block.x, example[0]->place.block.y,
-                             example[0]->place.block.z, waits[0], example[0]->what, example[0]->line);
+    const dim3 block = example[0]->place.block;
+    int used = std::snprintf(message, sizeof message,
+                             "deadlock in %s, block (%u, %u, %u): %d threads wait at %s (line %d)",
+                             example[0]->block->launch->name, block.x, block.y, block.z, waits[0], example[0]->what,
+                             example[0]->line);
     if (example[1])
         used += std::snprintf(message + used, sizeof message - used, ", %d at %s (line %d) and elsewhere", waits[1],
                               example[1]->what, example[1]->line);
