@@ -20,13 +20,14 @@ CSRC := $(shell find src/cuda_ext/csrc -type f 2>/dev/null)
 # pip's remarks on links that it passes over say nothing to a person.
 pip = $(BIN)/python -m pip install -q --disable-pip-version-check $(1) 2>&1 | { grep -v 'is ignored' >&2 || true; }
 
-.PHONY: help serve setup test test-fast sanitize lint types format clean
+.PHONY: help serve setup test test-fast sanitize gpu-check lint types format clean
 
 help:
 	@echo 'make serve      serves SmolLM2-135M-Instruct on http://127.0.0.1:23333 (ARGS="..." for bin/api_server)'
 	@echo 'make test       linters, type checker, and every test that needs no GPU'
 	@echo 'make test-fast  the tests that start no process'
-	@echo 'make sanitize   the kernel tests under AddressSanitizer, the threads under ThreadSanitizer'
+	@echo 'make sanitize   the kernel tests, of the CPU and of emulated CUDA, under AddressSanitizer and ThreadSanitizer'
+	@echo 'make gpu-check  builds the CUDA library, tests and measures it on the GPU that is here'
 	@echo 'make setup      only sets up .venv'
 	@echo 'make format     formats the sources'
 	@echo 'make clean      removes what was built, but for .venv'
@@ -43,7 +44,10 @@ test-fast: $(STAMPS)/test
 	$(BIN)/python -m pytest -q tests/unit tests/props
 
 sanitize: $(STAMPS)/test
-	$(BIN)/python -m pytest -q tests/process/test_sanitizers.py
+	$(BIN)/python -m pytest -q tests/process/test_sanitizers.py tests/process/test_cuda_sanitizers.py
+
+gpu-check: $(STAMPS)/test
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from shoal.config import Settings
 from shoal.cuda_ext.binding import PeerLost
 from shoal.errors import StartError
 from shoal.messages import Allocate, Broken, GivenUp, GiveUp, Load, Loaded, Loading, Ready, StepPlan, Stop
-from shoal.workers.decoder import Decoder
+from shoal.workers.choose_decoder import make_decoder
 from shoal.workers.dtype import resolve_cache_dtype, resolve_dtype
 from shoal.workers.grammar import GrammarThreads, load_grammar_tokens
 from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks
@@ -166,7 +166,7 @@ class _LoadedModel:
                 allocate.num_blocks,
                 settings.cache_block_seq_len,
             )
-        decoder = Decoder(
+        decoder = make_decoder(
             self.description, self.shard, self.parameters, self._cache, group, settings.session_len
         )
         warm_rows = min(settings.instance_num, allocate.num_blocks)

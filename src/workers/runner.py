@@ -7,6 +7,7 @@ import torch
 
 from shoal.messages import PooledRow, Sampling, Seat, StepPlan, StepResult, TokenLogprob
 from shoal.wire import pack_ids
+from shoal.workers.cuda_decoder import CudaDecoder
 from shoal.workers.decoder import Decoder
 from shoal.workers.parallel import Group
 from shoal.workers.readings import score
@@ -17,7 +18,7 @@ from shoal.workers.slots import Int32s, PlannedRows, SlotTable
 class Runner:
     """One crew epoch's decoder, group and slots."""
 
-    def __init__(self, decoder: Decoder, group: Group, slots: SlotTable, crew_epoch: int) -> None:
+    def __init__(self, decoder: Decoder | CudaDecoder, group: Group, slots: SlotTable, crew_epoch: int) -> None:
         self._decoder = decoder
         self._group = group
         self._slots = slots

@@ -1,0 +1,168 @@
+// What one warp does in attention: 16 query rows against tiles of 32 positions, with the running maximum of Milakov and
+// Gimelshein (2018, arXiv 1805.02867) as FlashAttention-2 keeps it in fragments (Dao 2023, arXiv 2307.08691).
+//
+// Positions are summed up in sections of 256, each by itself, tile after tile; sections are put together in their order.
+// Tiles and sections begin at multiples of their size. Neither the other rows, nor how a prompt was cut into chunks, nor
+// whether a section was a block of its own changes anything in a row's sum.
+#pragma once
+
+#include "launch.h"
+#include "tile.h"
+
+constexpr int kTileRows = 16;
+constexpr int kTileKeys = 32;
+constexpr int kSection = 256;  // positions: whole tiles
+constexpr int kPadBytes = 16;  // behind each row in shared memory, so that ldmatrix meets every bank
+
+// Sums of one row, or of an element of it.
+struct Softmax {
+    float peak, total;
+};
+
+// How a section is added to those before it: element = fmaf(section's, take, whole's · keep).
+struct Weights {
+    float keep, take;
+};
+
+__device__ __forceinline__ Weights put_together(Softmax& whole, const Softmax& section) {
+    if (section.peak == -INFINITY) return {1.0f, 0.0f};
+    const float peak = fmaxf(whole.peak, section.peak);
+    const Weights w = {exp_two(whole.peak - peak), exp_two(section.peak - peak)};
+    whole = {peak, fmaf(section.total, w.take, whole.total * w.keep)};
+    return w;
+}
+
+// How scores become exponents of two, and which are seen.
+struct Scores {
+    float scale;      // of a product, to the base of two; with a cap, to what the hyperbolic tangent takes
+    float cap;        // times log2 e, or 0
+    int window;       // or 0
+    __device__ __forceinline__ float of(float product) const {
+        return cap == 0.0f ? product * scale : tanh_of(product * scale) * cap;
+    }
+    __device__ __forceinline__ bool is_seen(int key, int position) const {
+        return key <= position && (window == 0 || key > position - window);
+    }
+};
+
+// Rows of shared memory, of 16-bit elements.
+template <typename T, int Dim>
+struct SharedRows {
+    static constexpr int kStride = Dim + kPadBytes / int(sizeof(T));
+    T* first;
+    __device__ __forceinline__ const T* at(int row, int column) const { return first + row * kStride + column; }
+};
+
+// Lane 4 · g + t has rows g and g + 8, of each 8 columns 2t and 2t + 1.
+template <typename T, int Dim>
+struct WarpRows {
+    float sums[Dim / 8][4];
+    Softmax softmax[2];  // total: of this lane's columns, until finish_section
+
+    __device__ __forceinline__ void start_section() {
+        UNROLL for (int n = 0; n < Dim / 8; n++)
+            UNROLL for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
+        softmax[0] = softmax[1] = {-INFINITY, 0.0f};
+    }
+
+    // first: the tile's first position; positions: of the two rows, -1 where there is none
+    __device__ __forceinline__ void add_tile(SharedRows<T, Dim> q, SharedRows<T, Dim> keys, SharedRows<T, Dim> values,
+                                             int first, const int (&positions)[2], const Scores& scores) {
+        float weights[kTileKeys / 8][4] = {};
+        multiply_keys(q, keys, weights);
+        weigh(weights, first, positions, scores);
+        add_values(weights, values);
+    }
+
+    __device__ __forceinline__ static void multiply_keys(SharedRows<T, Dim> q, SharedRows<T, Dim> keys,
+                                                         float (&products)[kTileKeys / 8][4]) {
+        const int lane = int(threadIdx.x) % kWarpSize;
+        UNROLL for (int d = 0; d < Dim; d += 16) {
+            uint32_t a[4];
+            load_matrices(a, q.at(lane % 16, d + lane / 16 * 8));
+            UNROLL for (int n = 0; n < kTileKeys / 8; n += 2) {
+                uint32_t b[4];
+                load_matrices(b, keys.at(n * 8 + lane % 8 + lane / 16 * 8, d + lane / 8 % 2 * 8));
+                multiply_tile<T>(products[n], a, {b[0], b[1]});
+                multiply_tile<T>(products[n + 1], a, {b[2], b[3]});
+            }
+        }
+    }
+
+    // Products become weights, relative to the rows' peaks.
+    __device__ __forceinline__ void weigh(float (&s)[kTileKeys / 8][4], int first, const int (&positions)[2],
+                                          const Scores& scores) {
+        const int t = int(threadIdx.x) % 4;
+        UNROLL for (int row = 0; row < 2; row++) {
+            float peak = softmax[row].peak;
+            UNROLL for (int n = 0; n < kTileKeys / 8; n++)
+                UNROLL for (int i = 0; i < 2; i++) {
+                    float& score = s[n][2 * row + i];
+                    const bool is_seen = scores.is_seen(first + n * 8 + 2 * t + i, positions[row]);
+                    score = is_seen ? scores.of(score) : -INFINITY;
+                    // NaN is kept, which fmaxf would not do.
+                    peak = score != score || score > peak ? score : peak;
+                }
+            UNROLL for (int mask = 1; mask < 4; mask *= 2) {
+                const float other = __shfl_xor_sync(kAllLanes, peak, mask);
+                peak = other != other || other > peak ? other : peak;
+            }
+            const float from = peak == -INFINITY ? 0.0f : peak;
+            const float keep = exp_two(softmax[row].peak - from);
+            float total = softmax[row].total * keep;
+            UNROLL for (int n = 0; n < kTileKeys / 8; n++)
+                UNROLL for (int i = 0; i < 2; i++) total += s[n][2 * row + i] = exp_two(s[n][2 * row + i] - from);
+            softmax[row] = {peak, total};
+            UNROLL for (int n = 0; n < Dim / 8; n++) {
+                sums[n][2 * row] *= keep;
+                sums[n][2 * row + 1] *= keep;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void add_values(const float (&weights)[kTileKeys / 8][4], SharedRows<T, Dim> values) {
+        const int lane = int(threadIdx.x) % kWarpSize;
+        UNROLL for (int key = 0; key < kTileKeys; key += 16) {
+            const float(&low)[4] = weights[key / 8], (&high)[4] = weights[key / 8 + 1];
+            const uint32_t a[4] = {pair_of<T>(low[0], low[1]), pair_of<T>(low[2], low[3]), pair_of<T>(high[0], high[1]),
+                                   pair_of<T>(high[2], high[3])};
+            UNROLL for (int n = 0; n < Dim / 8; n += 2) {
+                uint32_t b[4];
+                load_matrices_transposed(b, values.at(key + lane % 16, n * 8 + lane / 16 * 8));
+                multiply_tile<T>(sums[n], a, {b[0], b[1]});
+                multiply_tile<T>(sums[n + 1], a, {b[2], b[3]});
+            }
+        }
+    }
+
+    // The rows' totals, over the lanes that share a row.
+    __device__ __forceinline__ void finish_section() {
+        UNROLL for (int row = 0; row < 2; row++)
+            UNROLL for (int mask = 1; mask < 4; mask *= 2)
+                softmax[row].total += __shfl_xor_sync(kAllLanes, softmax[row].total, mask);
+    }
+};
+
+// What the sections so far come to; the sums lie in shared memory, each lane's own: [Dim / 8][4][lanes].
+template <typename T, int Dim>
+struct WholeRows {
+    float* sums;
+    Softmax softmax[2];
+
+    __device__ __forceinline__ float& at(int n, int i) const {
+        return sums[(n * 4 + i) * kWarpSize + int(threadIdx.x) % kWarpSize];
+    }
+
+    __device__ __forceinline__ void start() {
+        UNROLL for (int n = 0; n < Dim / 8; n++)
+            UNROLL for (int i = 0; i < 4; i++) at(n, i) = 0.0f;
+        softmax[0] = softmax[1] = {-INFINITY, 0.0f};
+    }
+
+    __device__ __forceinline__ void add(const WarpRows<T, Dim>& section) {
+        const Weights w[2] = {put_together(softmax[0], section.softmax[0]), put_together(softmax[1], section.softmax[1])};
+        UNROLL for (int n = 0; n < Dim / 8; n++)
+            UNROLL for (int i = 0; i < 4; i++)
+                at(n, i) = fmaf(section.sums[n][i], w[i / 2].take, at(n, i) * w[i / 2].keep);
+    }
+};

@@ -1,0 +1,147 @@
+// What kernels share: narrow floats, eight elements at a time, sums over a warp and a block, the exponential.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#if defined(__CUDACC__)
+#include <cstring>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+using bf16 = __nv_bfloat16;
+using fp16 = __half;
+using fp8 = __nv_fp8_e4m3;
+
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(fp16 x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(fp8 x) { return float(x); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x) {
+    if constexpr (std::is_same_v<T, bf16>) return __float2bfloat16_rn(x);
+    else if constexpr (std::is_same_v<T, fp16>) return __float2half_rn(x);
+    else return T(x);
+}
+
+__device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
+#else
+#include "emulation/emulation.h"
+#include "emulation/types.h"
+
+template <>
+inline float from_float<float>(float x) {
+    return x;
+}
+#endif
+
+#if defined(__CUDACC__)
+#define UNROLL _Pragma("unroll")
+#define UNROLL_SOME _Pragma("unroll kAtOnce")
+#define KEEP_LOOP _Pragma("unroll 1")
+#else
+#define UNROLL
+#define UNROLL_SOME
+#define KEEP_LOOP
+#endif
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
+
+template <typename T>
+struct alignas(sizeof(T) * 8) Eight {
+    T of[8];
+};
+
+// All of a Words at once, which must lie at a multiple of its size. By reference first: there UBSan looks at it.
+template <typename Words>
+__device__ __forceinline__ Words load_whole(const void* from) {
+    const Words& there = *static_cast<const Words*>(from);
+    return there;
+}
+
+template <typename Words>
+__device__ __forceinline__ void store_whole(void* to, const Words& words) {
+    Words& there = *static_cast<Words*>(to);
+    there = words;
+}
+
+// Two elements as a register holds them, the first one low.
+template <typename T>
+__device__ __forceinline__ uint32_t pair_of(float low, float high) {
+    struct alignas(4) Pair {
+        T low, high;
+    } pair = {from_float<T>(low), from_float<T>(high)};
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof bits);
+    return bits;
+}
+
+// Elements [0, count) of eight, zeros behind them. is_aligned: all eight are there, at a multiple of their size.
+template <typename T>
+__device__ __forceinline__ void load_eight(float (&to)[8], const T* from, int count, bool is_aligned) {
+    if (is_aligned) {
+        const auto all = load_whole<Eight<T>>(from);
+        UNROLL for (int i = 0; i < 8; i++) to[i] = to_float(all.of[i]);
+        return;
+    }
+    UNROLL for (int i = 0; i < 8; i++) to[i] = i < count ? to_float(from[i]) : 0.0f;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_eight(T* to, const float (&from)[8], int count, bool is_aligned) {
+    if (is_aligned) {
+        Eight<T> all;
+        UNROLL for (int i = 0; i < 8; i++) all.of[i] = from_float<T>(from[i]);
+        store_whole(to, all);
+        return;
+    }
+    UNROLL for (int i = 0; i < 8; i++)
+        if (i < count) to[i] = from_float<T>(from[i]);
+}
+
+template <typename T>
+inline bool is_aligned(const void* pointer, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(pointer) % sizeof(Eight<T>) == 0 && stride % 8 == 0;
+}
+
+// Of all lanes, in one order, on every lane.
+__device__ __forceinline__ float sum_of_warp(float x) {
+    UNROLL for (int mask = 16; mask > 0; mask /= 2) x += __shfl_xor_sync(kAllLanes, x, mask);
+    return x;
+}
+
+// Of all threads of a block, in one order, on every thread. parts: shared, a float for each warp.
+__device__ __forceinline__ float sum_of_block(float x, float* parts) {
+    const int warps = int(blockDim.x) / kWarpSize;
+    x = sum_of_warp(x);
+    if (warps == 1) return x;
+    if (threadIdx.x % kWarpSize == 0) parts[threadIdx.x / kWarpSize] = x;
+    __syncthreads();
+    float sum = parts[0];
+    for (int warp = 1; warp < warps; warp++) sum += parts[warp];
+    __syncthreads();
+    return sum;
+}
+
+// 2^x
+__device__ __forceinline__ float exp_two(float x) {
+#if defined(__CUDACC__)
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return std::exp2(x);
+#endif
+}
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ __forceinline__ float tanh_of(float x) {
+    const float e = exp_two(-2.0f * kLog2E * fabsf(x));
+    return copysignf((1.0f - e) / (1.0f + e), x);
+}

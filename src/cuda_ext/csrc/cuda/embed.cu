@@ -1,0 +1,47 @@
+// Rows of the embedding matrix, gathered and scaled; ids that this rank does not hold give zeros. A block a token.
+#include "launch.h"
+#include "quantised.h"
+
+namespace {
+
+constexpr int kThreads = 128;
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a, bool aligned) {
+    const int64_t token = blockIdx.x, row = a.ids[token] - a.first_id;
+    const bool is_held = row >= 0 && row < a.rows;
+    for (int64_t i = int64_t(threadIdx.x) * 8; i < a.dim; i += kThreads * 8) {
+        const int count = int(a.dim - i < 8 ? a.dim - i : 8);
+        float eight[8] = {};
+        if (is_held) load_eight(eight, static_cast<const T*>(a.table) + row * a.dim + i, count, aligned);
+        UNROLL for (float& e : eight) e *= float(a.scale);
+        store_eight(a.out + token * a.dim + i, eight, count, aligned);
+    }
+}
+
+__global__ void __launch_bounds__(kThreads) embed_quantised_kernel(EmbedArgs a, WeightFormat format) {
+    const int64_t token = blockIdx.x, row = a.ids[token] - a.first_id;
+    const bool is_held = row >= 0 && row < a.rows;
+    const int64_t tile_bytes = format.tile_bytes();
+    const auto* panel = static_cast<const uint8_t*>(a.table) + row / kTileOutputs * tiles_of(a.dim) * tile_bytes;
+    for (int64_t i = threadIdx.x; i < a.dim; i += kThreads) {
+        const uint8_t* tile = panel + i / kTileInputs * tile_bytes;
+        const float weight = is_held ? weight_at(tile, format, int(row % kTileOutputs), int(i % kTileInputs)) : 0.0f;
+        a.out[token * a.dim + i] = weight * float(a.scale);
+    }
+}
+
+template <typename T>
+int start(const EmbedArgs& a) {
+    const bool aligned = is_aligned<T>(a.table, a.dim) && is_aligned<float>(a.out, a.dim);
+    return launch("embed", embed_kernel<T>, dim3(unsigned(a.tokens)), kThreads, 0, a.stream, a, aligned);
+}
+
+}  // namespace
+
+extern "C" EXPORT int shoal_embed(const EmbedArgs* a) {
+    if (!a->bits) return a->dtype == kBFloat16 ? start<bf16>(*a) : start<fp16>(*a);
+    const WeightFormat format{int(a->bits), int(a->group), a->has_offset != 0};
+    if (!format.exists()) return kNotSupported;
+    return launch("embed", embed_quantised_kernel, dim3(unsigned(a->tokens)), kThreads, 0, a->stream, *a, format);
+}

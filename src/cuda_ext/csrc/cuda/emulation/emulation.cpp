@@ -1,0 +1,373 @@
+// The scheduler of emulation.h. Compiled without ThreadSanitizer: what fibres share here is no kernel's memory.
+#include "emulation.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "fibre.h"
+#include "types.h"
+
+namespace emulation {
+
+namespace {
+
+enum class State { kReady, kAtBarrier, kAtWarp, kDone };
+enum class Together { kNothing, kBarrier, kShuffle, kBallot, kGather, kMultiply };
+
+constexpr const char* kNames[] = {"nothing", "__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma"};
+constexpr int kSlotBytes = 16;
+constexpr int kMostIdleTurns = 100000;
+
+struct Fragments {
+    uint32_t a[4], b[2];
+    float* sums;
+    bool is_bfloat16;
+};
+
+struct Warp {
+    unsigned char slots[2][kWarp][kSlotBytes];
+    Fragments fragments[kWarp];
+    uint32_t votes[2];
+    const void* pointers[2][kWarp];
+    int arrived = 0, size = 0;
+    Together kind = Together::kNothing;
+};
+
+struct Launch;
+
+struct Block {
+    Launch* launch;
+    dim3 index;
+    std::vector<Warp> warps;
+    std::unique_ptr<unsigned char[]> dynamic;
+    int arrived = 0, live = 0, line = 0;
+};
+
+struct Fibre {
+    Stack stack;
+    State state = State::kReady;
+    Block* block = nullptr;
+    Warp* warp = nullptr;
+    Place place;
+    int lane = 0, turn = 0, line = 0;
+    const char* what = "";
+    std::vector<Copy> copies;       // asked for, in order
+    std::vector<size_t> committed;  // how many of them at each commit
+    size_t done = 0;                // copies, since the last time that none was left
+};
+
+struct Launch {
+    const char* name;
+    dim3 grid, block;
+    size_t shared_bytes;
+    Body body;
+    std::vector<unsigned char> context;
+};
+
+std::mutex busy;
+std::vector<std::unique_ptr<Fibre>> fibres;  // the pool; the first ``running`` take part
+size_t running = 0, current = 0, undone = 0;
+int idle_turns = 0;
+bool stuck = false, together = false;
+Stack host;
+std::vector<Launch> waiting;
+char message[1024];
+
+Fibre& me() { return *fibres[current]; }
+
+// The next fibre that can go on, or the host where there is none.
+void next_turn(bool leaves) {
+    Fibre& mine = me();
+    for (size_t step = 1; step <= running; step++) {
+        const size_t index = current + step < running ? current + step : current + step - running;
+        if (fibres[index]->state != State::kReady) continue;
+        if (index == current) return;
+        current = index;
+        change(mine.stack, fibres[index]->stack, leaves);
+        return;
+    }
+    stuck = undone > 0;
+    change(mine.stack, host, leaves);
+}
+
+void finish() {
+    Fibre& mine = me();
+    release(mine.block->launch);
+    mine.state = State::kDone;
+    mine.block->live--;
+    undone--;
+    idle_turns = 0;
+    next_turn(true);
+    std::abort();  // a finished fibre has no turn
+}
+
+void entry() {
+    Fibre& mine = me();
+    arrived(mine.stack);
+    acquire(mine.block->launch);
+    mine.block->launch->body(mine.block->launch->context.data());
+    finish();
+}
+
+// Waits for the other lanes; true for the last one, which goes on at once.
+bool meet_warp(Together kind, int line) {
+    Fibre& mine = me();
+    Warp& warp = *mine.warp;
+    if (warp.arrived == 0) warp.kind = kind;
+    mine.what = kNames[int(kind)];
+    mine.line = line;
+    if (warp.kind == kind && ++warp.arrived == warp.size) {
+        warp.arrived = 0;
+        for (int lane = 0; lane < warp.size; lane++) fibres[current - mine.lane + lane]->state = State::kReady;
+        return true;
+    }
+    mine.state = State::kAtWarp;
+    next_turn(false);
+    return false;
+}
+
+void name_deadlock() {
+    int waits[2] = {}, done = 0;
+    const Fibre* example[2] = {};
+    for (size_t i = 0; i < running; i++) {
+        const Fibre& fibre = *fibres[i];
+        if (fibre.state == State::kDone) {
+            done++;
+            continue;
+        }
+        const bool differs = example[0] && (fibre.line != example[0]->line || fibre.what != example[0]->what);
+        waits[differs]++;
+        if (!example[differs]) example[differs] = &fibre;
+    }
+    const dim3 block = example[0]->place.block;
+    int used = std::snprintf(message, sizeof message,
+                             "deadlock in %s, block (%u, %u, %u): %d threads wait at %s (line %d)",
+                             example[0]->block->launch->name, block.x, block.y, block.z, waits[0], example[0]->what,
+                             example[0]->line);
+    if (example[1])
+        used += std::snprintf(message + used, sizeof message - used, ", %d at %s (line %d) and elsewhere", waits[1],
+                              example[1]->what, example[1]->line);
+    std::snprintf(message + used, sizeof message - used, ", %d have ended", done);
+}
+
+dim3 unfold(size_t index, dim3 size) {
+    return {unsigned(index % size.x), unsigned(index / size.x % size.y), unsigned(index / size.x / size.y)};
+}
+
+size_t count_of(dim3 size) { return size_t(size.x) * size.y * size.z; }
+
+void place_threads(Block& block, size_t first) {
+    const Launch& launch = *block.launch;
+    const size_t threads = count_of(launch.block);
+    block.warps.resize((threads + kWarp - 1) / kWarp);
+    block.dynamic.reset(new unsigned char[launch.shared_bytes]);
+    std::fill_n(block.dynamic.get(), launch.shared_bytes, 0xff);
+    block.live = int(threads);
+    while (fibres.size() < first + threads) {
+        fibres.push_back(std::make_unique<Fibre>());
+        make_stack(fibres.back()->stack);
+    }
+    for (size_t i = 0; i < threads; i++) {
+        Fibre& fibre = *fibres[first + i];
+        fibre.state = State::kReady;
+        fibre.block = &block;
+        fibre.warp = &block.warps[i / kWarp];
+        fibre.warp->size++;
+        fibre.lane = int(i % kWarp);
+        fibre.turn = 0;
+        fibre.place = {unfold(i, launch.block), block.index, launch.block, launch.grid};
+        fibre.copies.clear();
+        fibre.committed.clear();
+        fibre.done = 0;
+        rewind(fibre.stack, entry);
+    }
+}
+
+// All threads of the blocks take turns until they are done.
+bool run_blocks(std::vector<std::unique_ptr<Block>>& blocks) {
+    running = 0;
+    host.announced = nullptr;  // any thread of the system may call
+    for (auto& block : blocks) {
+        place_threads(*block, running);
+        running += count_of(block->launch->block);
+        release(block->launch);
+    }
+    undone = running;
+    current = 0;
+    idle_turns = 0;
+    stuck = false;
+    if (running) change(host, fibres[0]->stack, false);
+    for (auto& block : blocks) acquire(block->launch);
+    if (stuck) name_deadlock();
+    return !stuck;
+}
+
+}  // namespace
+
+const Place& here() { return me().place; }
+void* dynamic_shared() { return me().block->dynamic.get(); }
+
+void barrier(const char*, int line) {
+    Fibre& mine = me();
+    Block& block = *mine.block;
+    if (block.arrived == 0) block.line = line;
+    mine.what = "__syncthreads";
+    mine.line = line;
+    release(&block);
+    const int threads = int(count_of(block.launch->block));
+    if (block.line == line && ++block.arrived == threads) {
+        block.arrived = 0;
+        const size_t first = current - mine.place.thread.x - mine.place.thread.y * block.launch->block.x;
+        for (int i = 0; i < threads; i++) fibres[first + i]->state = State::kReady;
+        idle_turns = 0;
+    } else {
+        mine.state = State::kAtBarrier;
+        next_turn(false);
+    }
+    acquire(&block);
+}
+
+void warp_barrier(const char*, int line) {
+    Warp* warp = me().warp;
+    release(warp);
+    meet_warp(Together::kBarrier, line);
+    acquire(warp);
+}
+
+void spin() {
+    if (++idle_turns > kMostIdleTurns) {
+        me().what = "another block's sign";
+        me().line = 0;
+        stuck = true;
+        change(me().stack, host, false);
+    }
+    next_turn(false);
+}
+
+// Two sets of slots by turns: who meets again has read what it met for.
+void shuffle(const void* mine, void* theirs, int bytes, int from) {
+    Fibre& fibre = me();
+    auto& slots = fibre.warp->slots[fibre.turn ^= 1];
+    const auto* in = static_cast<const unsigned char*>(mine);
+    auto* out = static_cast<unsigned char*>(theirs);
+    for (int i = 0; i < bytes; i++) slots[fibre.lane][i] = in[i];
+    meet_warp(Together::kShuffle, 0);
+    for (int i = 0; i < bytes; i++) out[i] = slots[from][i];
+}
+
+uint32_t ballot(bool mine) {
+    Fibre& fibre = me();
+    const int turn = fibre.turn ^= 1;
+    if (fibre.warp->arrived == 0) fibre.warp->votes[turn] = 0;
+    fibre.warp->votes[turn] |= uint32_t(mine) << fibre.lane;
+    meet_warp(Together::kBallot, 0);
+    return fibre.warp->votes[turn];
+}
+
+void gather(const void* mine, const void** all) {
+    Fibre& fibre = me();
+    auto& pointers = fibre.warp->pointers[fibre.turn ^= 1];
+    pointers[fibre.lane] = mine;
+    meet_warp(Together::kGather, 0);
+    for (int lane = 0; lane < kWarp; lane++) all[lane] = pointers[lane];
+}
+
+static void multiply_all(Warp& warp) {
+    double a[16][16], b[8][16];
+    for (int lane = 0; lane < kWarp; lane++) {
+        const Fragments& f = warp.fragments[lane];
+        const auto widen = [&f](uint32_t pair, int half) {
+            const auto bits = uint16_t(pair >> 16 * half);
+            return double(f.is_bfloat16 ? to_float(bf16{bits}) : to_float(fp16{bits}));
+        };
+        const int row = lane / 4, column = lane % 4 * 2;
+        for (int half = 0; half < 2; half++) {
+            for (int i = 0; i < 4; i++) a[row + i % 2 * 8][column + i / 2 * 8 + half] = widen(f.a[i], half);
+            for (int i = 0; i < 2; i++) b[row][column + i * 8 + half] = widen(f.b[i], half);
+        }
+    }
+    for (int lane = 0; lane < kWarp; lane++)
+        for (int i = 0; i < 4; i++) {
+            const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+            double sum = double(warp.fragments[lane].sums[i]);
+            for (int k = 0; k < 16; k++) sum += a[row][k] * b[column][k];
+            warp.fragments[lane].sums[i] = float(sum);
+        }
+}
+
+void multiply(float* sums, const uint32_t* a, const uint32_t* b, bool is_bfloat16) {
+    Fibre& fibre = me();
+    Fragments& mine = fibre.warp->fragments[fibre.lane];
+    std::copy_n(a, 4, mine.a);
+    std::copy_n(b, 2, mine.b);
+    mine.sums = sums;
+    mine.is_bfloat16 = is_bfloat16;
+    if (meet_warp(Together::kMultiply, 0)) multiply_all(*fibre.warp);
+}
+
+void copy_later(const Copy& copy) { me().copies.push_back(copy); }
+
+void commit_copies() { me().committed.push_back(me().copies.size()); }
+
+const Copy* copy_due(int groups) {
+    Fibre& mine = me();
+    const size_t count = mine.committed.size(), kept = size_t(groups);
+    const size_t due = count > kept ? mine.committed[count - kept - 1] : 0;
+    if (mine.done < due) return &mine.copies[mine.done++];
+    if (mine.done == mine.copies.size()) {
+        mine.copies.clear();
+        std::fill(mine.committed.begin(), mine.committed.end(), 0);
+        mine.done = 0;
+        if (count > kept) mine.committed.erase(mine.committed.begin(), mine.committed.end() - groups);
+    }
+    return nullptr;
+}
+
+static bool run_in_order(Launch& launch) {
+    for (size_t i = 0; i < count_of(launch.grid); i++) {
+        std::vector<std::unique_ptr<Block>> one;
+        one.push_back(std::make_unique<Block>());
+        one[0]->launch = &launch;
+        one[0]->index = unfold(i, launch.grid);
+        if (!run_blocks(one)) return false;
+    }
+    return true;
+}
+
+bool run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body, const void* context, size_t bytes) {
+    const std::lock_guard<std::mutex> lock(busy);
+    const auto* first = static_cast<const unsigned char*>(context);
+    Launch launch{name, grid, block, shared_bytes, body, {first, first + bytes}};
+    if (together) {
+        waiting.push_back(std::move(launch));
+        return true;
+    }
+    return run_in_order(launch);
+}
+
+void begin_together() {
+    const std::lock_guard<std::mutex> lock(busy);
+    together = true;
+    waiting.clear();
+}
+
+bool end_together() {
+    const std::lock_guard<std::mutex> lock(busy);
+    together = false;
+    std::vector<std::unique_ptr<Block>> blocks;
+    for (Launch& launch : waiting)
+        for (size_t i = 0; i < count_of(launch.grid); i++) {
+            blocks.push_back(std::make_unique<Block>());
+            blocks.back()->launch = &launch;
+            blocks.back()->index = unfold(i, launch.grid);
+        }
+    return run_blocks(blocks);
+}
+
+const char* error() { return message; }
+
+}  // namespace emulation

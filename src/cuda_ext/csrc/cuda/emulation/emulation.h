@@ -1,0 +1,132 @@
+// CUDA's language for g++: a kernel's blocks run one after the other, the threads of a block as fibres that take turns
+// at barriers and at what a warp does together. Only what the kernels use is there.
+//
+// Blocks have whole warps, and a warp's threads do together what they do together: no masks.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __align__(bytes) alignas(bytes)
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+namespace emulation {
+
+struct Place {
+    dim3 thread, block, block_size, grid_size;
+};
+
+constexpr int kWarp = 32;
+
+// A copy that cp.async has been asked for, 16 bytes or zeros.
+struct Copy {
+    void* to;
+    const void* from;
+};
+
+const Place& here();
+void* dynamic_shared();
+
+void barrier(const char* file, int line);
+void warp_barrier(const char* file, int line);
+
+// A thread's turn ends; for loops that wait for another block.
+void spin();
+
+// mine → theirs of lane ``from``. At most 16 bytes; orders no memory.
+void shuffle(const void* mine, void* theirs, int bytes, int from);
+
+// Bit i: lane i's.
+uint32_t ballot(bool mine);
+
+// Every lane's pointer, in lane order.
+void gather(const void* mine, const void** all);
+
+// The product of m16n8k16, added to sums; fragments as PTX has them, elements of bfloat16 or half precision.
+void multiply(float* sums, const uint32_t* a, const uint32_t* b, bool is_bfloat16);
+
+void copy_later(const Copy& copy);
+void commit_copies();
+
+// The oldest copy that is not among the ``groups`` last committed ones, or null.
+const Copy* copy_due(int groups);
+
+using Body = void (*)(const void* context);
+
+// Runs all threads. False where they wait for each other for ever; then ``error`` names who waits where.
+// context: ``bytes`` of it are kept until the launch has run.
+bool run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body, const void* context, size_t bytes);
+
+// Launches from begin_together on run when end_together is called, all of their blocks taking turns.
+void begin_together();
+bool end_together();
+
+const char* error();
+
+}  // namespace emulation
+
+#define threadIdx (emulation::here().thread)
+#define blockIdx (emulation::here().block)
+#define blockDim (emulation::here().block_size)
+#define gridDim (emulation::here().grid_size)
+#define __syncthreads() emulation::barrier(__FILE__, __LINE__)
+#define __syncwarp() emulation::warp_barrier(__FILE__, __LINE__)
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T mine, int mask) {
+    T theirs;
+    emulation::shuffle(&mine, &theirs, sizeof(T), int(threadIdx.x % emulation::kWarp) ^ mask);
+    return theirs;
+}
+
+template <typename T>
+T __shfl_up_sync(unsigned, T mine, int distance) {
+    const int lane = int(threadIdx.x % emulation::kWarp);
+    T theirs;
+    emulation::shuffle(&mine, &theirs, sizeof(T), lane < distance ? lane : lane - distance);
+    return theirs;
+}
+
+template <typename T>
+T __shfl_sync(unsigned, T mine, int from) {
+    T theirs;
+    emulation::shuffle(&mine, &theirs, sizeof(T), from);
+    return theirs;
+}
+
+inline uint32_t __ballot_sync(unsigned, bool mine) { return emulation::ballot(mine); }
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+inline int __ffs(uint32_t bits) { return __builtin_ffs(int(bits)); }
+
+template <typename T>
+T atomicAdd(T* at, T value) {
+    return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+}
+
+inline int atomicCAS(int* at, int expected, int wanted) {
+    __atomic_compare_exchange_n(at, &expected, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return expected;
+}

@@ -1,0 +1,185 @@
+"""The CUDA library as Python sees it: the fields of each operator's argument struct, and its errors. The same kernels
+compiled by g++ (``python setup.py build_ext --library=cuda_emulated``) are loaded the same way and take tensors in
+ordinary memory.
+
+``SHOAL_CUDA_LIBRARY`` is the path of a library that was built otherwise from the same sources.
+"""
+
+import ctypes
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from shoal.errors import StartError
+
+LIBRARY = Path(__file__).with_name("libshoal_cuda.so")
+INTERFACE = Path(__file__).parent / "csrc" / "cuda" / "shoal_cuda.h"
+
+OPERATORS = {
+    "rms_norm": "*out *x *weight outer inner dim outer_stride inner_stride x_dtype dtype .eps *stream",
+    "add_rms_norm": "*out *residual *x *weight rows dim residual_stride x_stride dtype .eps *stream",
+    "rope_write_kv": (
+        "*q *k *v *cos_sin *positions *k_cache *v_cache *cache_slots *fault "
+        "tokens heads kv_heads dim rotary_dim max_positions blocks block_size "
+        "q_token_stride q_head_stride k_token_stride k_head_stride v_token_stride v_head_stride "
+        "dtype cache_dtype .k_scale .v_scale *stream"
+    ),
+    "gated_activation": "*out *gate_up rows dim row_stride kind dtype *stream",
+    "embed": "*out *ids *table tokens rows dim first_id dtype bits group has_offset .scale *stream",
+    "linear": (
+        "*out *x *weight *bias rows inputs outputs row_stride weight_stride out_stride dtype out_dtype *stream"
+    ),
+    "linear_quantised": (
+        "*out *x *panels *bias rows inputs outputs row_stride out_stride bits group has_offset out_dtype *stream"
+    ),
+    "pack_quantised": "*panels *codes *scales *offsets rows groups bits group *stream",
+    "dequantise": "*out *panels rows columns bits group has_offset *stream",
+    "paged_attention": (
+        "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens *workspace *fault "
+        "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
+        "q_token_stride q_head_stride window most_tokens most_context workspace_floats "
+        "dtype cache_dtype .scale .soft_cap .k_scale .v_scale *stream"
+    ),
+    "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride *stream",
+    "all_reduce": "*x *regions *stop *fault count rank ranks slot_bytes dtype *stream",
+}
+"""The fields of each operator's struct in csrc/cuda/shoal_cuda.h: ``*`` is a pointer, ``.`` a double, the others are
+64-bit integers."""
+
+PICKS = {
+    "rms_norm": "a warp a row up to 512 elements, else a block",
+    "add_rms_norm": "a warp a row up to 512 elements, else a block",
+    "rope_write_kv": "a block a token",
+    "gated_activation": "eight elements a thread",
+    "embed": "a block a token, from plain or quantised tables",
+    "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64",
+    "linear_quantised": "as linear, 128 × 64; codes to bfloat16 in registers, scales on a group's sum",
+    "pack_quantised": "a block a tile of 16 × 64",
+    "dequantise": "a block a tile of 16 × 64",
+    "paged_attention": (
+        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 64 rows a block (32 for 256); "
+        "single tokens: a warp each 256 positions"
+    ),
+    "draw": "a block a row; radix selection, nothing is sorted",
+    "all_reduce": "one step over peer memory, up to 8 ranks of one host",
+}
+"""How each operator is shared out, for ``python -m shoal.cuda_ext``."""
+
+_LAUNCH_FAILED = 8
+_ERRORS = {
+    4: "the operator's workspace is too small",
+    7: "there is no CUDA kernel for these sizes or types",
+    _LAUNCH_FAILED: "a kernel did not start",
+}
+
+Value = int | float | Tensor | None
+Call = tuple[str, dict[str, Value]]
+"""An operator and its struct's fields; those left out are 0 or null."""
+
+
+class CudaLibrary:
+    """The loaded library and its operators."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._functions = ctypes.CDLL(str(path))
+        self._functions.shoal_targets.restype = ctypes.c_char_p
+        self._functions.shoal_error.restype = ctypes.c_char_p
+        self._functions.shoal_interface.restype = ctypes.c_uint32
+        if self._functions.shoal_interface() != zlib.crc32(INTERFACE.read_bytes()):
+            raise StartError(f"{path} was built from older sources; run `python setup.py build_ext --inplace`")
+        self._addresses = {name: self._address(f"shoal_{name}") for name in OPERATORS}
+
+    def _address(self, name: str) -> int:
+        address = ctypes.cast(getattr(self._functions, name), ctypes.c_void_p).value
+        assert address is not None
+        return address
+
+    @property
+    def targets(self) -> str:
+        """The chips that the kernels were compiled for, as nvcc names them, or ``emulation``."""
+        name: bytes = self._functions.shoal_targets()
+        return name.decode()
+
+    @property
+    def is_emulated(self) -> bool:
+        return self.targets == "emulation"
+
+    def chips(self) -> dict[str, str]:
+        """Those of this machine, and their targets: ``{"NVIDIA H100 …": "sm_90"}``."""
+        found: dict[str, str] = {}
+        name = ctypes.create_string_buffer(256)
+        while capability := self._functions.shoal_chip(len(found), name, len(name)):
+            found[f"{len(found)}: {name.value.decode()}"] = f"sm_{capability}"
+        return found
+
+    @property
+    def error(self) -> str:
+        """Of the last launch that failed."""
+        text: bytes = self._functions.shoal_error()
+        return text.decode()
+
+    def call(self, operator: str, **fields: Value) -> None:
+        """Starts one operator."""
+        self.run([(operator, fields)])
+
+    def run(self, calls: Sequence[Call], *, together: bool = False) -> None:
+        """Starts the operators in order. together: emulated kernels that wait for each other take turns.
+
+        Raises NotImplementedError, MemoryError, or RuntimeError with the driver's words."""
+        packed = [ctypes.create_string_buffer(pack(operator, fields)) for operator, fields in calls]
+        self.run_structs([operator for operator, _ in calls], packed, together=together)
+
+    def run_structs(
+        self, operators: Sequence[str], structs: Sequence[ctypes.Array[Any]], *, together: bool = False
+    ) -> None:
+        """As ``run``, of structs that are filled already."""
+        words = (ctypes.c_void_p * (2 * len(operators)))()
+        for i, (operator, packed) in enumerate(zip(operators, structs, strict=True)):
+            words[2 * i] = self._addresses[operator]
+            words[2 * i + 1] = ctypes.addressof(packed)
+        function = self._functions.shoal_run_together if together else self._functions.shoal_run
+        status = function(words, ctypes.c_int64(len(operators)))
+        if status:
+            self._raise(operators[status >> 8], status & 0xFF)
+
+    def _raise(self, operator: str, status: int) -> None:
+        if status == _LAUNCH_FAILED:
+            raise RuntimeError(self.error)
+        kinds = {4: MemoryError, 7: NotImplementedError}
+        raise kinds.get(status, RuntimeError)(f"{operator}: {_ERRORS.get(status, f'status {status}')}")
+
+
+def pack(operator: str, fields: dict[str, Value]) -> bytes:
+    """The struct. A bytes object of its size; tensors become their addresses."""
+    names = OPERATORS[operator].split()
+    unknown = fields.keys() - {name.lstrip("*.") for name in names}
+    if unknown:
+        raise ValueError(f"{operator} has no field {', '.join(sorted(unknown))}")
+    packed = bytearray()
+    for name in names:
+        value = fields.get(name.lstrip("*."))
+        if isinstance(value, Tensor):
+            value = value.data_ptr()
+        packed += struct.pack("=d" if name[0] == "." else "=q", value or 0)
+    return bytes(packed)
+
+
+def library_path() -> Path:
+    return Path(os.environ.get("SHOAL_CUDA_LIBRARY") or LIBRARY)
+
+
+def library() -> CudaLibrary | None:
+    """None where it was not built."""
+    path = library_path()
+    if not path.exists():
+        return None
+    try:
+        return CudaLibrary(path)
+    except (OSError, AttributeError) as error:
+        raise StartError(f"{error}; run `python setup.py build_ext --inplace` or reinstall") from error

@@ -1,0 +1,238 @@
+"""The emulated CUDA kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, to which the
+threads of a block are announced; and faults planted into their sources, each of which must be found."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cuda_calls
+import emulated
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests" / "unit" / "cuda_ext" / "cuda"
+MEMORY = "address,undefined"
+FLAGS = ("-std=c++17", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-ffp-contract=off")
+
+
+def runtime(name: str) -> str:
+    """The path of one of the compiler's own libraries."""
+    if shutil.which(emulated.COMPILER) is None:
+        pytest.skip(f"there is no {emulated.COMPILER}")
+    command = (emulated.COMPILER, f"-print-file-name={name}")
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    if not Path(found).is_absolute():
+        pytest.skip(f"{emulated.COMPILER} has no {name}")
+    return found
+
+
+def compiled(*command: str) -> None:
+    done = subprocess.run((emulated.COMPILER, *command), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@cache
+def replayer(sanitize: str) -> Path:
+    """The program that runs recorded calls, built with a sanitizer."""
+    source = Path(__file__).with_name("replay.cpp")
+    program = emulated.BUILDS / f"replay-{sanitize.replace(',', '_')}-{source.stat().st_mtime_ns}"
+    if not program.exists():
+        emulated.BUILDS.mkdir(parents=True, exist_ok=True)
+        compiled(*FLAGS, f"-fsanitize={sanitize}", str(source), "-o", str(program), "-ldl")
+    return program
+
+
+def replay(
+    sanitize: str, library: Path, operator: str, to: Path, **more: int
+) -> "subprocess.CompletedProcess[str]":
+    """An example of the operator; more: arguments of the example."""
+    record = to / f"{operator}.calls"
+    cuda_calls.record(cuda_calls.EXAMPLES[operator](torch.Generator().manual_seed(3), **more), record)
+    together = ["together"] if operator == "all_reduce" else []
+    command = [str(replayer(sanitize)), str(library), str(record), *together]
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if "unexpected memory mapping" in done.stderr:
+        # The runtime of older compilers does not know every layout of addresses that kernels choose.
+        if shutil.which("setarch") is None:
+            pytest.skip("ThreadSanitizer does not run with this kernel's address layout")
+        command = ["setarch", "--addr-no-randomize", *command]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return done
+
+
+def test_kernels_stay_inside_their_tensors() -> None:
+    preload = f"{runtime('libasan.so')} {runtime('libstdc++.so.6')}"
+    environment = {
+        **os.environ,
+        "SHOAL_CUDA_LIBRARY": str(emulated.build(MEMORY)),
+        "LD_PRELOAD": preload,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    command = (
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--capture=sys",
+        "-p",
+        "no:cacheprovider",
+        str(TESTS),
+    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    assert re.search(r"\d{3,} passed", done.stdout), done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("operator", cuda_calls.EXAMPLES)
+def test_threads_of_a_block_meet_where_they_must(operator: str, tmp_path: Path) -> None:
+    runtime("libtsan.so")
+    done = replay("thread", emulated.build("thread"), operator, tmp_path)
+    assert done.returncode == 0, done.stderr[-8000:]
+    assert "status 0" in done.stdout, done.stdout
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A change to the sources, and what is said of it (a pattern)."""
+
+    operator: str
+    file: str
+    was: str
+    now: str
+    sanitize: str
+    found: str
+    more: tuple[tuple[str, int], ...] = ()
+
+
+PLANTED = {
+    "no barrier before a block's sum": Planted(
+        "rms_norm", "device.h", "    __syncthreads();\n", "", "thread", "data race"
+    ),
+    "no barrier before a tile is read": Planted(
+        "paged_attention",
+        "paged_attention.cu",
+        "wait_for_copies<1>();\n            __syncthreads();",
+        "wait_for_copies<1>();",
+        "thread",
+        "data race",
+    ),
+    "no barrier before other ranks are told": Planted(
+        "all_reduce",
+        "all_reduce.cu",
+        "    __syncthreads();\n    if (int(threadIdx.x) < ranks)",
+        "    if (int(threadIdx.x) < ranks)",
+        "thread",
+        "data race",
+    ),
+    "a column too far": Planted(
+        "rms_norm", "rms_norm.cu", "i < a.dim;", "i <= a.dim;", MEMORY, "heap-buffer-overflow"
+    ),
+    "a warp's place too far": Planted(
+        "rms_norm",
+        "device.h",
+        "parts[threadIdx.x / kWarpSize] = x",
+        "parts[threadIdx.x / kWarpSize + 1] = x",
+        MEMORY,
+        "insufficient space|global-buffer-overflow",
+    ),
+    "a tile beyond the shared memory": Planted(
+        "paged_attention",
+        "paged_attention.cu",
+        "shared + stage * Places::kStage + key",
+        "shared + Places::kBytes + key",
+        MEMORY,
+        "heap-buffer-overflow",
+    ),
+    "a vector load at any address": Planted(
+        "rms_norm",
+        "device.h",
+        "return reinterpret_cast<uintptr_t>(pointer) % sizeof(Eight<T>) == 0 && stride % 8 == 0;",
+        "return pointer || stride;",
+        MEMORY,
+        "misaligned address",
+        (("dim", 1003),),
+    ),
+}
+
+
+def plant(planted: Planted, to: Path) -> Path:
+    """The library of the changed sources, of one operator alone."""
+    sources = to / "cuda"
+    shutil.copytree(emulated.SOURCES, sources)
+    changed = sources / planted.file
+    text = changed.read_text()
+    assert planted.was in text
+    changed.write_text(text.replace(planted.was, planted.now, 1))
+    flags = [
+        *FLAGS,
+        "-O0",
+        "-fno-exceptions",
+        "-fno-rtti",
+        "-DSHOAL_INTERFACE=0u",
+        '-DSHOAL_TARGETS="emulation"',
+    ]
+    checks = [f"-fsanitize={planted.sanitize}", "-fno-sanitize-recover=all"] if planted.sanitize else []
+    scheduler = ["-DSHOAL_THREAD_SANITIZER"] if planted.sanitize == "thread" else checks
+    compiling = [
+        (sources / f"{planted.operator}.cu", checks),
+        (sources / "library.cu", checks),
+        *((path, scheduler) for path in sorted((sources / "emulation").glob("*.cpp"))),
+    ]
+    for source, how in compiling:
+        compiled(*flags, *how, "-x", "c++", "-c", str(source), "-o", str(to / f"{source.stem}.o"))
+    library = to / "planted.so"
+    objects = [str(to / f"{source.stem}.o") for source, _ in compiling]
+    compiled("-shared", *checks, *objects, "-o", str(library))
+    return library
+
+
+@pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED)
+def test_a_planted_fault_is_found(planted: Planted, tmp_path: Path) -> None:
+    runtime("libtsan.so" if planted.sanitize == "thread" else "libasan.so")
+    library = plant(planted, tmp_path)
+    done = replay(planted.sanitize, library, planted.operator, tmp_path, **dict(planted.more))
+    assert done.returncode != 0, done.stdout
+    assert re.search(planted.found, done.stderr), done.stderr[-4000:]
+
+
+def test_a_barrier_for_some_threads_only_is_a_deadlock_by_name(tmp_path: Path) -> None:
+    planted = Planted(
+        "rms_norm",
+        "device.h",
+        "    __syncthreads();\n    float sum",
+        "    if (threadIdx.x < 100) __syncthreads();\n    float sum",
+        "",
+        "",
+    )
+    done = replay("undefined", plant(planted, tmp_path), "rms_norm", tmp_path)
+    assert re.search(r"status 8 .*deadlock in rms_norm, block \(0, 0, 0\): .*__syncthreads", done.stdout)
+
+
+def test_a_copy_that_is_not_waited_for_shows(tmp_path: Path) -> None:
+    planted = Planted(
+        "paged_attention", "paged_attention.cu", "wait_for_copies<1>", "wait_for_copies<2>", "", ""
+    )
+    sums = []
+    for library in (emulated.build(), plant(planted, tmp_path)):
+        done = replay("undefined", library, "paged_attention", tmp_path)
+        assert "status 0" in done.stdout, done.stdout + done.stderr
+        sums.append(done.stdout.split("checksum")[1])
+    assert sums[0] != sums[1]
+
+
+def test_fibres_change_stacks_without_assembly_too(tmp_path: Path) -> None:
+    """With ucontext, as on other processors than x86-64."""
+    changed = ("#if defined(__x86_64__) && !defined(SHOAL_UCONTEXT)", "#if 0")
+    slower = plant(Planted("rms_norm", "emulation/fibre.cpp", *changed, "", ""), tmp_path)
+    sums = [replay("undefined", library, "rms_norm", tmp_path).stdout for library in (emulated.build(), slower)]
+    assert "status 0" in sums[0]
+    assert sums[0] == sums[1]

@@ -1,0 +1,26 @@
+"""The CUDA kernels as g++ compiles them, or on the chip where ``SHOAL_CUDA_LIBRARY`` names a library for it."""
+
+import os
+from pathlib import Path
+
+import emulated
+import pytest
+import torch
+from on_chip import OnChip
+
+from shoal.cuda_ext.cuda_binding import CudaLibrary
+
+
+@pytest.fixture(scope="session")
+def cuda() -> CudaLibrary:
+    named = os.environ.get("SHOAL_CUDA_LIBRARY")
+    library = CudaLibrary(Path(named) if named else emulated.build())
+    return library if library.is_emulated else OnChip(library.path, torch.device("cuda"))
+
+
+@pytest.fixture
+def emulation(cuda: CudaLibrary) -> CudaLibrary:
+    """For what only the emulation does."""
+    if not cuda.is_emulated:
+        pytest.skip("this is about the emulation")
+    return cuda

@@ -1,0 +1,153 @@
+"""Products with plain and quantised matrices against float64, and rows alone against rows in a batch, to the bit."""
+
+import pytest
+import torch
+from emulated import DTYPES, close, one_rounding
+from torch import Tensor
+
+from shoal.cuda_ext import reference
+from shoal.cuda_ext.cuda_binding import CudaLibrary
+from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
+
+FORMATS = [
+    WeightFormat(4, 32, True),
+    WeightFormat(4, 32, False),
+    WeightFormat(8, 32, True),
+    WeightFormat(8, 32, False),
+    WeightFormat(8, 16, True),
+    WeightFormat(8, 16, False),
+]
+
+
+def linear(cuda: CudaLibrary, x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """out is every second column of a wider matrix, the others stay NaN."""
+    rows, outputs = len(x), len(weight)
+    wide = torch.full((rows, outputs + 5), torch.nan, dtype=out_dtype)
+    cuda.call(
+        "linear", out=wide, x=x, weight=weight, bias=bias, rows=rows, inputs=x.shape[1], outputs=outputs,
+        row_stride=x.stride(0), weight_stride=weight.stride(0), out_stride=outputs + 5, dtype=DTYPES[x.dtype],
+        out_dtype=DTYPES[out_dtype],
+    )  # fmt: skip
+    assert wide[:, outputs:].isnan().all()
+    return wide[:, :outputs]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(1, 64, 16), (1, 1100, 35), (3, 7, 1), (9, 200, 50), (17, 576, 33), (40, 72, 20), (70, 1104, 300)],
+)
+@pytest.mark.parametrize("aligned", [True, False])
+def test_linear(
+    cuda: CudaLibrary,
+    fresh: torch.Generator,
+    dtype: torch.dtype,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    aligned: bool,
+) -> None:
+    extra = -inputs % 8 if aligned else 1
+    x = torch.randn(rows, inputs + extra, generator=fresh).to(dtype)[:, :inputs]
+    weight = torch.randn(outputs, inputs + extra, generator=fresh).to(dtype)[:, :inputs]
+    bias = torch.randn(outputs, generator=fresh) if rows % 2 else None
+    truth = reference.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    size = float(inputs) ** 0.5
+    close(linear(cuda, x, weight, bias, torch.float32), truth, 1e-5, 2e-6 * size)
+    close(linear(cuda, x, weight, bias, dtype), truth, one_rounding(dtype), 2e-6 * size)
+
+
+def groups_of(fresh: torch.Generator, rows: int, columns: int, form: WeightFormat) -> QuantisedGroups:
+    """Any codes, scales and offsets; columns are rounded up to whole groups."""
+    count = -(-columns // form.group)
+    codes = torch.randint(0, 2**form.bits, (rows, count, form.group), generator=fresh, dtype=torch.uint8)
+    scales = torch.randn(rows, count, generator=fresh).half()
+    offsets = torch.randn(rows, count, generator=fresh).half() if form.has_offset else None
+    return QuantisedGroups(codes, scales, offsets, form.bits)
+
+
+def pack(cuda: CudaLibrary, groups: QuantisedGroups) -> Tensor:
+    form = groups.format
+    rows, count, group = groups.codes.shape
+    tile_bytes = 16 * 64 * form.bits // 8 + 16 * (64 // group) * 2 * (1 + form.has_offset)
+    panels = torch.full((-(-rows // 16), -(-count * group // 64), tile_bytes), 0xAB, dtype=torch.uint8)
+    cuda.call(
+        "pack_quantised", panels=panels, codes=groups.codes, scales=groups.scales, offsets=groups.offsets,
+        rows=rows, groups=count, bits=form.bits, group=group,
+    )  # fmt: skip
+    return panels
+
+
+def form_fields(form: WeightFormat) -> dict[str, int]:
+    return {"bits": form.bits, "group": form.group, "has_offset": form.has_offset}
+
+
+def linear_quantised(
+    cuda: CudaLibrary, x: Tensor, panels: Tensor, groups: QuantisedGroups, bias: Tensor | None = None
+) -> Tensor:
+    out = torch.full((len(x), groups.rows), torch.nan)
+    cuda.call(
+        "linear_quantised", out=out, x=x, panels=panels, bias=bias, rows=len(x), inputs=x.shape[1],
+        outputs=groups.rows, row_stride=x.stride(0), out_stride=groups.rows, out_dtype=0, **form_fields(groups.format),
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 64, 16), (2, 1120, 35), (11, 96, 20), (37, 200, 50)]
+)
+def test_linear_quantised(
+    cuda: CudaLibrary, fresh: torch.Generator, form: WeightFormat, rows: int, inputs: int, outputs: int
+) -> None:
+    groups = groups_of(fresh, outputs, inputs, form)
+    weight = groups.dequantise().double()[:, :inputs]
+    x = torch.randn(rows, inputs, generator=fresh).bfloat16()
+    bias = torch.randn(outputs, generator=fresh)
+    truth = reference.linear(x.double(), weight, bias.double())
+    # Relative to what is added up: offsets and codes of both signs cancel.
+    size = x.double().norm(dim=1, keepdim=True) * weight.norm(dim=1)
+    error = (linear_quantised(cuda, x, pack(cuda, groups), groups, bias) - truth).abs()
+    assert (error <= 1e-6 * size + 1e-6).all()
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("inputs", [700, 328, 1224])
+def test_a_row_does_not_depend_on_its_batch(
+    cuda: CudaLibrary, fresh: torch.Generator, form: WeightFormat, inputs: int
+) -> None:
+    """To the bit, in kernels for few rows and for many; with fewer and more tiles of inputs than a block has warps."""
+    groups = groups_of(fresh, 20, inputs, form)
+    panels = pack(cuda, groups)
+    plain = groups.dequantise().bfloat16()[:, :inputs]
+    x = torch.randn(100, inputs, generator=fresh).bfloat16()
+    x[3] = torch.nan
+    for count in (1, 8, 9, 16, 35, 65, 100):
+        together = linear_quantised(cuda, x[:count], panels, groups)
+        plainly = linear(cuda, x[:count], plain, None, torch.float32)
+        for row in {0, count // 2, count - 1} - {3}:
+            assert torch.equal(linear_quantised(cuda, x[row : row + 1], panels, groups)[0], together[row])
+            assert torch.equal(linear(cuda, x[row : row + 1], plain, None, torch.float32)[0], plainly[row])
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_dequantise_and_embed(cuda: CudaLibrary, fresh: torch.Generator, form: WeightFormat) -> None:
+    rows, columns = 37, 168
+    groups = groups_of(fresh, rows, columns, form)
+    panels, truth = pack(cuda, groups), groups.dequantise()[:, :columns]
+    out = torch.full((rows, columns), torch.nan, dtype=torch.bfloat16)
+    cuda.call("dequantise", out=out, panels=panels, rows=rows, columns=columns, **form_fields(form))
+    close(out, truth, one_rounding(torch.bfloat16), 0)
+    ids = torch.randint(-5, 50, (29,), generator=fresh)
+    embedded = torch.full((29, columns), torch.nan)
+    cuda.call(
+        "embed", out=embedded, ids=ids, table=panels, tokens=29, rows=rows, dim=columns, first_id=3, scale=0.5,
+        **form_fields(form),
+    )  # fmt: skip
+    close(embedded, reference.embed(ids, truth.double(), 0.5, 3), 1e-6, 1e-6)
+
+
+def test_formats_that_do_not_exist_are_refused(cuda: CudaLibrary) -> None:
+    for bits, group in ((4, 16), (8, 64), (3, 32)):
+        with pytest.raises(NotImplementedError):
+            cuda.call("dequantise", rows=1, columns=64, bits=bits, group=group)

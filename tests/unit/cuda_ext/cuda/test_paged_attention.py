@@ -1,0 +1,250 @@
+"""Paged attention against its twin in float64, and to the bit against itself cut and batched otherwise."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from emulated import DTYPES
+from torch import Tensor
+
+from shoal.cuda_ext import reference
+from shoal.cuda_ext.cuda_binding import CudaLibrary
+
+FP8 = torch.float8_e4m3fn
+SECTION = 256
+
+
+@dataclass
+class Case:
+    q: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    block_tables: Tensor
+    query_starts: Tensor
+    context_lens: Tensor
+    scale: float
+    window: int = 0
+    soft_cap: float = 0.0
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+    fault: int = 0
+
+    def run(self, cuda: CudaLibrary) -> Tensor:
+        tokens, heads, dim = self.q.shape
+        sequences, table_width = self.block_tables.shape
+        blocks, kv_heads, block_size, _ = self.k_cache.shape
+        most_context = table_width * block_size
+        workspace = torch.full((sequences * heads * -(-most_context // SECTION) * (dim + 2),), torch.nan)
+        out, fault = (
+            torch.full((tokens, heads, dim), torch.nan, dtype=self.q.dtype),
+            torch.zeros(1, dtype=torch.int32),
+        )
+        cuda.call(
+            "paged_attention", out=out, q=self.q, k_cache=self.k_cache, v_cache=self.v_cache,
+            block_tables=self.block_tables, query_starts=self.query_starts, context_lens=self.context_lens,
+            workspace=workspace, fault=fault, tokens=tokens, sequences=sequences, heads=heads, kv_heads=kv_heads,
+            dim=dim, blocks=blocks, block_size=block_size, table_width=table_width, table_stride=table_width,
+            q_token_stride=self.q.stride(0), q_head_stride=self.q.stride(1), window=self.window,
+            most_tokens=int(self.query_starts.diff().max()) if sequences else 0, most_context=most_context,
+            workspace_floats=workspace.numel(), dtype=DTYPES[self.q.dtype], cache_dtype=DTYPES[self.k_cache.dtype],
+            scale=self.scale, soft_cap=self.soft_cap, k_scale=self.k_scale, v_scale=self.v_scale,
+        )  # fmt: skip
+        assert fault.item() == self.fault
+        return out
+
+    @property
+    def multiplied(self) -> torch.dtype:
+        """What the tensor cores are given."""
+        return torch.bfloat16 if self.k_cache.dtype == FP8 else self.k_cache.dtype
+
+    def truth(self, *, of_sizes: bool = False) -> Tensor:
+        """of_sizes: with the values' magnitudes."""
+        q, keys = self.q.to(self.multiplied).double(), self.k_cache.double() * self.k_scale
+        values = self.v_cache.double() * self.v_scale
+        if of_sizes:
+            values = values.abs()
+        return reference.paged_attention(
+            q, keys, values, self.block_tables, self.query_starts, self.context_lens, self.scale, self.window,
+            self.soft_cap,
+        )  # fmt: skip
+
+
+def make_case(
+    fresh: torch.Generator,
+    rows: list[tuple[int, int]],
+    *,
+    heads: int = 6,
+    kv_heads: int = 2,
+    dim: int = 32,
+    block: int = 16,
+    dtype: torch.dtype = torch.bfloat16,
+    cache_dtype: torch.dtype = torch.bfloat16,
+    **more: float,
+) -> Case:
+    """rows: (new tokens, context after them) a sequence. What no sequence owns in the cache is NaN."""
+    needed = [-(-context // block) for _, context in rows]
+    blocks = sum(needed) + 3
+    order = torch.randperm(blocks, generator=fresh).to(torch.int32)
+    tables = torch.zeros(len(rows), max(needed), dtype=torch.int32)
+    caches = [torch.full((blocks, kv_heads, block, dim), torch.nan) for _ in range(2)]
+    used = 0
+    for row, (_, context) in enumerate(rows):
+        mine = order[used : used + needed[row]]
+        used += needed[row]
+        tables[row, : needed[row]] = mine
+        for cache in caches:
+            for i, index in enumerate(mine.tolist()):
+                filled = min(block, context - i * block)
+                cache[index, :, :filled] = torch.randn(kv_heads, filled, dim, generator=fresh)
+    counts = torch.tensor([0] + [count for count, _ in rows])
+    return Case(
+        q=torch.randn(int(counts.sum()), heads, dim, generator=fresh).to(dtype),
+        k_cache=caches[0].to(cache_dtype),
+        v_cache=caches[1].to(cache_dtype),
+        block_tables=tables,
+        query_starts=counts.cumsum(0).to(torch.int32),
+        context_lens=torch.tensor([context for _, context in rows], dtype=torch.int32),
+        scale=dim**-0.5 * 1.3,
+        **more,
+    )
+
+
+def assert_true(cuda: CudaLibrary, case: Case) -> None:
+    """Queries and weights are rounded to the cache's kind of 16 bits, results to the activations'."""
+    allowed = (torch.finfo(case.multiplied).eps + torch.finfo(case.q.dtype).eps) / 2 * case.truth(
+        of_sizes=True
+    ) + 1e-5
+    error = (case.run(cuda).double() - case.truth()).abs()
+    assert (error <= allowed).all(), float((error / allowed).max())
+
+
+MIXED = [(1, 1), (1, 130), (17, 17), (5, 201), (1, 64), (1, 65), (30, 140)]
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float16, FP8])
+@pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (33, 0.0), (0, 2.0), (7, 20.0)])
+def test_mixed_chunks_and_decodes(
+    cuda: CudaLibrary, fresh: torch.Generator, cache_dtype: torch.dtype, window: int, soft_cap: float
+) -> None:
+    scales = {"k_scale": 0.5, "v_scale": 1.7} if cache_dtype == FP8 else {}
+    more = {"window": window, "soft_cap": soft_cap, **scales}
+    assert_true(cuda, make_case(fresh, MIXED, cache_dtype=cache_dtype, **more))
+    assert_true(cuda, make_case(fresh, MIXED[:4], cache_dtype=cache_dtype, dtype=torch.float16, **more))
+
+
+@pytest.mark.parametrize("dim", [8, 16, 40, 64, 72, 128, 200, 256])
+def test_head_sizes(cuda: CudaLibrary, fresh: torch.Generator, dim: int) -> None:
+    for cache_dtype in (torch.bfloat16, torch.float16, FP8)[: 3 if dim % 16 == 0 else 2]:
+        assert_true(cuda, make_case(fresh, [(1, 77), (20, 90)], dim=dim, cache_dtype=cache_dtype))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 1), (9, 3), (14, 2), (37, 1)])
+def test_head_groups(cuda: CudaLibrary, fresh: torch.Generator, heads: int, kv_heads: int) -> None:
+    assert_true(cuda, make_case(fresh, [(1, 5), (11, 99)], heads=heads, kv_heads=kv_heads))
+
+
+@pytest.mark.parametrize("block", [8, 11, 64, 256])
+@pytest.mark.parametrize("window", [0, 50])
+def test_block_sizes_and_several_sections(
+    cuda: CudaLibrary, fresh: torch.Generator, block: int, window: int
+) -> None:
+    assert_true(cuda, make_case(fresh, [(3, 3), (1, 550), (9, 300), (1, 256)], block=block, window=window))
+
+
+def test_many_sequences(cuda: CudaLibrary, fresh: torch.Generator) -> None:
+    """More than a warp looks through at once, with empty ones between."""
+    rows = [(i % 4, 4 + i) for i in range(70)]
+    assert_true(cuda, make_case(fresh, rows, heads=2, kv_heads=1, dim=16))
+
+
+def test_queries_inside_a_fused_matrix(cuda: CudaLibrary, fresh: torch.Generator) -> None:
+    case = make_case(fresh, [(9, 20), (1, 3)])
+    expected = case.run(cuda)
+    for first in (5, 8):
+        fused = torch.randn(10, first + 6 * 32 + 64, generator=fresh).bfloat16()
+        inside = fused[:, first : first + 6 * 32].view(10, 6, 32)
+        inside.copy_(case.q)
+        assert torch.equal(replace(case, q=inside).run(cuda), expected)
+
+
+def alone(case: Case, row: int, first: int, last: int) -> Case:
+    """Tokens [first, last) of one row's chunk, as a batch of their own."""
+    begin = int(case.query_starts[row])
+    count = int(case.query_starts[row + 1]) - begin
+    return replace(
+        case,
+        q=case.q[begin + first : begin + last],
+        block_tables=case.block_tables[row : row + 1],
+        query_starts=torch.tensor([0, last - first], dtype=torch.int32),
+        context_lens=case.context_lens[row : row + 1] - (count - last),
+    )
+
+
+@pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (33, 0.0), (300, 15.0)])
+@pytest.mark.parametrize(("dim", "cache_dtype"), [(64, torch.bfloat16), (24, torch.float16), (80, FP8)])
+def test_a_row_does_not_depend_on_batch_or_chunking(
+    cuda: CudaLibrary, fresh: torch.Generator, window: int, soft_cap: float, dim: int, cache_dtype: torch.dtype
+) -> None:
+    """A chunk's tokens, one by one as decodes, and cut otherwise."""
+    case = make_case(
+        fresh, [(1, 90), (40, 560), (2, 30)], window=window, soft_cap=soft_cap, dim=dim, cache_dtype=cache_dtype
+    )
+    starts = case.query_starts.tolist()
+    together = case.run(cuda)
+    for step in (1, 7, 40):
+        parts = [alone(case, 1, first, min(first + step, 40)).run(cuda) for first in range(0, 40, step)]
+        assert torch.equal(torch.cat(parts), together[starts[1] : starts[2]])
+    assert torch.equal(alone(case, 0, 0, 1).run(cuda), together[:1])
+
+
+def test_nan_in_one_sequence_stays_there(cuda: CudaLibrary, fresh: torch.Generator) -> None:
+    case = make_case(fresh, [(3, 40), (3, 40), (1, 40)])
+    case.k_cache[case.block_tables[0, 1], 0, 3, 5] = torch.nan
+    result = case.run(cuda)
+    assert result[:3, :3].isnan().all()
+    assert result[3:].isfinite().all()
+
+
+def test_blocks_before_the_window_are_never_read(cuda: CudaLibrary, fresh: torch.Generator) -> None:
+    case = make_case(fresh, [(2, 200), (1, 500)], window=20)
+    expected = case.run(cuda)
+    case.block_tables[0, :11] = 10**6
+    case.block_tables[1, :29] = -1
+    assert torch.equal(case.run(cuda), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"block_tables": torch.tensor([[0, 99], [1, 2]], dtype=torch.int32)}, 3),
+        ({"block_tables": torch.tensor([[1, 2], [-1, 0]], dtype=torch.int32)}, 3),
+        ({"context_lens": torch.tensor([33, 20], dtype=torch.int32)}, 5),
+        ({"context_lens": torch.tensor([1, 20], dtype=torch.int32)}, 5),
+    ],
+)
+def test_what_is_out_of_range_is_told(
+    cuda: CudaLibrary, fresh: torch.Generator, change: dict[str, Tensor], fault: int
+) -> None:
+    case = make_case(fresh, [(2, 20), (1, 20)])
+    replace(case, **change, fault=fault).run(cuda)
+
+
+def test_what_there_is_no_kernel_for_is_refused(cuda: CudaLibrary, fresh: torch.Generator) -> None:
+    with pytest.raises(NotImplementedError):
+        make_case(fresh, [(1, 5)], dim=20).run(cuda)
+    with pytest.raises(NotImplementedError):
+        make_case(fresh, [(1, 5)], dim=264).run(cuda)
+    with pytest.raises(MemoryError, match="workspace"):
+        cuda.call("paged_attention", heads=1, kv_heads=1, dim=16, cache_dtype=1, sequences=1, most_context=9)
+
+
+def test_nothing_to_do(cuda: CudaLibrary, fresh: torch.Generator) -> None:
+    case = make_case(fresh, [(1, 5)])
+    empty = replace(
+        case,
+        q=case.q[:0],
+        block_tables=case.block_tables[:0],
+        query_starts=torch.zeros(1, dtype=torch.int32),
+        context_lens=torch.zeros(0, dtype=torch.int32),
+    )
+    assert empty.run(cuda).shape == (0, 6, 32)
