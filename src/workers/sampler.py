@@ -199,10 +199,17 @@ class _Draws:
         self._temperature, self._top_p, self._min_p = (np.zeros(most, np.float32) for _ in range(3))
         self._top_k = np.zeros(most, np.int64)
         self._uniform = np.zeros(most, np.float64)
-        columns = (self._temperature, self._top_k, self._top_p, self._min_p, self._uniform)
         self._program = Program()
         ops.draw(
-            self._program, torch.from_numpy(self._ids), logits, *map(torch.from_numpy, columns), rows=self._rows
+            self._program,
+            torch.from_numpy(self._ids),
+            logits,
+            temperature=torch.from_numpy(self._temperature),
+            top_k=torch.from_numpy(self._top_k),
+            top_p=torch.from_numpy(self._top_p),
+            min_p=torch.from_numpy(self._min_p),
+            uniform=torch.from_numpy(self._uniform),
+            rows=self._rows,
         )
 
     def holds(self, logits: Tensor) -> bool:
