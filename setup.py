@@ -17,10 +17,11 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-SOURCES = Path("src/cuda_ext/csrc/cpu")
+PACKAGE = Path("src/cuda_ext")
+SOURCES = PACKAGE / "csrc/cpu"
 INTERFACE = SOURCES / "shoal_cpu.h"
 LIBRARY = "shoal.cuda_ext.libshoal_cpu"
-CUDA_SOURCES = Path("src/cuda_ext/csrc/cuda")
+CUDA_SOURCES = PACKAGE / "csrc/cuda"
 CUDA_INTERFACE = CUDA_SOURCES / "shoal_cuda.h"
 CUDA_LIBRARY = "shoal.cuda_ext.libshoal_cuda"
 EMULATED_LIBRARY = "shoal.cuda_ext.libshoal_cuda_emulated"
@@ -79,6 +80,10 @@ class BuildLibraries(build_ext):
         wanted = [f"shoal.cuda_ext.libshoal_{name}" for name in ([self.library] if self.library else usual)]
         self.extensions = [ext for ext in self.extensions if ext.name in wanted]
 
+    def run(self) -> None:
+        self.is_in_tree = bool(self.inplace or self.editable_mode)  # setuptools clears inplace while it builds
+        super().run()
+
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"
 
@@ -86,8 +91,13 @@ class BuildLibraries(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         sources = SOURCES if ext.name == LIBRARY else CUDA_SOURCES
         newest = max(path.stat().st_mtime for path in (*sources.rglob("*"), Path(__file__)))
-        if not self.force and target.exists() and target.stat().st_mtime > newest:
-            return
+        in_tree = PACKAGE / target.name
+        for made in (target, *([in_tree] if self.is_in_tree else [])):
+            if not self.force and made.exists() and made.stat().st_mtime > newest:
+                if made != target:  # editable installs build in a folder of their own each time
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(made, target)
+                return
         if ext.name == CUDA_LIBRARY and shutil.which(nvcc()) is None:
             target.unlink(missing_ok=True)
             sys.stdout.write(f"no CUDA library: there is no {nvcc()}\n")
@@ -101,8 +111,7 @@ class BuildLibraries(build_ext):
         try:
             built = build[ext.name](target)
         except CompileError:
-            if not self.inplace:
-                target.unlink(missing_ok=True)  # of older sources: no wheel is to carry it
+            target.unlink(missing_ok=True)  # of older sources: no wheel is to carry it
             raise
         sys.stdout.write(f"built {target.name} ({built})\n")
 
