@@ -143,8 +143,8 @@ def add_rms_norm(
 
 
 def cache_row_elements(dim: int, dtype: torch.dtype) -> int:
-    """Elements that one head of one position takes in a cache: an int8 row's scale, a float, lies behind its codes."""
-    return dim + reference.SCALE_BYTES if dtype == torch.int8 else dim
+    """Elements that one head of one position takes in a cache: an int8 row's scales, floats, lie behind its codes."""
+    return dim + reference.scale_bytes(dim) if dtype == torch.int8 else dim
 
 
 def _require_caches(k_cache: Tensor, v_cache: Tensor, dim: int) -> None:

@@ -49,16 +49,26 @@ def rope_write_kv(
     v_cache[blocks, :, offsets] = cached(v, v_cache.dtype)
 
 
-SCALE_BYTES = 4
+CACHE_GROUP = 32
+"""Elements of an int8 cache under one scale."""
+_SCALE_BYTES = 4
+
+
+def scale_bytes(dim: int) -> int:
+    """Of a head of ``dim`` in an int8 cache."""
+    return -(-dim // CACHE_GROUP) * _SCALE_BYTES
 
 
 def cached(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Heads as a cache of ``dtype`` keeps them: of int8, codes and then the bytes of their float32 scale."""
+    """Heads as a cache of ``dtype`` keeps them: of int8, codes and then the bytes of their float32 scales."""
     if dtype != torch.int8:
         return rows.to(dtype)
-    largest = rows.float().abs().amax(-1, keepdim=True)
+    dim = rows.shape[-1]
+    groups = functional.pad(rows.float(), (0, -dim % CACHE_GROUP)).view(*rows.shape[:-1], -1, CACHE_GROUP)
+    largest = groups.abs().amax(-1)
     tiny = largest < 1e-30
-    codes = (rows * torch.where(tiny, 0.0, torch.tensor(127.0) / largest)).round().to(torch.int8)
+    factors = torch.where(tiny, 0.0, torch.tensor(127.0) / largest).unsqueeze(-1)
+    codes = (groups * factors).round().to(torch.int8).flatten(-2)[..., :dim]
     return torch.cat([codes, torch.where(tiny, 0.0, largest / 127).view(torch.int8)], dim=-1)
 
 
@@ -66,8 +76,10 @@ def read(cached: Tensor, wide: torch.dtype) -> Tensor:
     """The heads that ``cached`` made."""
     if cached.dtype != torch.int8:
         return cached.to(wide)
-    scales = cached[..., -SCALE_BYTES:].contiguous().view(torch.float32)
-    return cached[..., :-SCALE_BYTES].to(wide) * scales
+    groups = -(-cached.shape[-1] // (CACHE_GROUP + _SCALE_BYTES))
+    dim = cached.shape[-1] - groups * _SCALE_BYTES
+    scales = cached[..., dim:].contiguous().view(torch.float32)
+    return cached[..., :dim].to(wide) * scales.repeat_interleave(CACHE_GROUP, dim=-1)[..., :dim]
 
 
 def _gather(cache: Tensor, table: Tensor, length: int) -> Tensor:

@@ -110,15 +110,20 @@ def test_rope_write_kv(
 
 
 @pytest.mark.parametrize("dim", [32, 34, 80])
-def test_an_int8_cache_keeps_codes_and_their_scale(fresh: torch.Generator, dim: int) -> None:
+def test_an_int8_cache_keeps_codes_and_their_scales(fresh: torch.Generator, dim: int) -> None:
     q, k, v, cos_sin, positions, *_, slots = rope_case(fresh, dim, dim, torch.float32, 8)
     v[2] = 0
-    caches = [torch.zeros(7, 2, 8, dim + 4, dtype=torch.int8) for _ in range(4)]
+    v[3, :, :32] *= 1000  # large neighbours under another scale cost the rest of the head nothing
+    row = dim + 4 * -(-dim // 32)
+    caches = [torch.zeros(7, 2, 8, row, dtype=torch.int8) for _ in range(4)]
     reference.rope_write_kv(q.clone(), k.clone(), v, cos_sin, positions, *caches[:2], slots)
     eager.rope_write_kv(q, k, v, cos_sin, positions, *caches[2:], slots)
     assert torch.equal(caches[1], caches[3])
     found, expected = (reference.read(cache, torch.float64) for cache in (caches[2], caches[0]))
     assert_close(found, expected, 0.02)
+    values = reference.read(caches[3], torch.float64)[slots // 8, :, slots % 8]
+    steps = torch.nn.functional.pad(v, (0, -dim % 32)).unflatten(-1, (-1, 32)).abs().amax(-1).double() / 127
+    assert ((values - v).abs() <= 0.51 * steps.repeat_interleave(32, dim=-1)[..., :dim] + 1e-30).all()
 
 
 @pytest.mark.parametrize(("position", "slot"), [(50, 0), (-1, 0), (0, 7 * 16), (0, -1)])

@@ -25,8 +25,6 @@ struct AttentionScratch {
     float* total;        // [rows]
     float* values;       // [kTile, dim rounded up]
     const float** value_rows;  // [kTile]
-    float* key_scales;    // [kTile], of an int8 cache
-    float* value_scales;  // [kTile]
     float* whole_sums;   // as sums, peak and total: of the sections before
     float* whole_peak;
     float* whole_total;

@@ -71,8 +71,6 @@ AttentionScratch carve(Carver& from, const AttentionArgs& a) {
     scratch.total = from.take<float>(rows);
     scratch.values = from.take<float>(kTile * padded_dim);
     scratch.value_rows = from.take<const float*>(kTile);
-    scratch.key_scales = from.take<float>(kTile);
-    scratch.value_scales = from.take<float>(kTile);
     scratch.whole_sums = from.take<float>(rows * padded_dim);
     scratch.whole_peak = from.take<float>(rows);
     scratch.whole_total = from.take<float>(rows);

@@ -37,7 +37,7 @@ template <typename Cache>
 INLINE void transpose_piece(const Cache* const* keys, int64_t dim, int64_t d, float* columns) {
     const int64_t n = min_of(kWidth, dim - d);
     Vec v[kWidth];
-    for (int i = 0; i < kWidth; i++) v[i] = load_n(keys[i] + d, n);
+    for (int i = 0; i < kWidth; i++) v[i] = load_cached(keys[i], dim, d, n);
     transpose(v);
     for (int i = 0; i < n; i++) store(columns + (d + i) * kTile, v[i]);
 }
@@ -158,7 +158,6 @@ struct AttentionItem {
         const Cache* keys[kTile];
         const Cache* values[kTile];
     };
-    static constexpr bool kHasScales = sizeof(Cache) == 1;
 
     INLINE int64_t position_of(int64_t row) const { return scratch.positions[row]; }
     INLINE int64_t seen_from(int64_t position) const {
@@ -230,7 +229,6 @@ struct AttentionItem {
     // A vector of scores as the softmax takes them.
     INLINE Vec score_at(const float* scores, int64_t j) const {
         Vec s = load(scores + j) * float(a.scale);
-        if constexpr (kHasScales) s *= load(scratch.key_scales + j);
         if (a.soft_cap != 0) s = tanh_vec(s / float(a.soft_cap)) * float(a.soft_cap);
         return s;
     }
@@ -256,7 +254,7 @@ struct AttentionItem {
 #pragma GCC unroll 16
         for (int i = 0; i < kVecs; i++) {
             const Vec weight = exp_vec(s[i] - peak);
-            store(scores + i * kWidth, kHasScales ? weight * load(scratch.value_scales + i * kWidth) : weight);
+            store(scores + i * kWidth, weight);
             total += weight;
         }
         scratch.total[row] += sum_of(total);
@@ -280,7 +278,7 @@ struct AttentionItem {
         Vec total = {};
         for (int64_t j = from; j < to; j += kWidth) {
             const Vec weight = exp_vec(load(scores + j) - peak);
-            store(scores + j, kHasScales ? weight * load(scratch.value_scales + j) : weight);
+            store(scores + j, weight);
             total += weight;
         }
         for (int64_t j = 0; j < from; j += kWidth) store(scores + j, Vec{});
@@ -300,11 +298,12 @@ struct AttentionItem {
         return peak;
     }
 
-    // Values as padded rows of floats, where a vector load would run over a row's end or widening them once is less work.
+    // Values as padded rows of floats, where they have scales, where a vector load would run over a row's end, or where
+    // widening them once is less work.
     const float* const* pad_values(const Cache* const* values, int64_t first, int64_t last) {
         for (int64_t j = first; j < last; j++) {
             float* row = scratch.values + j * stride;
-            for_each_vec(a.dim, [&](int64_t i, int64_t n) { store(row + i, load_n(values[j] + i, n)); });
+            for_each_vec(a.dim, [&](int64_t i, int64_t n) { store(row + i, load_cached(values[j], a.dim, i, n)); });
             scratch.value_rows[j] = row;
         }
         return scratch.value_rows;
@@ -323,14 +322,6 @@ struct AttentionItem {
         }
     }
 
-    // Of an int8 cache: each row's scale lies behind its codes.
-    void read_scales(const TileRows& tile) {
-        for (int64_t j = 0; j < kTile; j++) {
-            __builtin_memcpy(scratch.key_scales + j, tile.keys[j] + a.dim, sizeof(float));
-            __builtin_memcpy(scratch.value_scales + j, tile.values[j] + a.dim, sizeof(float));
-        }
-    }
-
     void tile(int64_t base, const TileRows& here, const TileRows& next) {
         // Rows are in order of position, so those that see something of the tile are [begin, end).
         int64_t begin = 0, end = rows;
@@ -341,18 +332,18 @@ struct AttentionItem {
         const int64_t last = min_of(kTile, position_of(end - 1) + 1 - base);
         const Ahead<Cache> values_ahead{here.values, a.dim}, keys_ahead{next.keys, a.dim};
 
-        if constexpr (kHasScales) read_scales(here);
         transpose_keys(here.keys, first, last, a.dim, scratch.columns, values_ahead);
         for (int64_t row = begin; row < end; row += kRowsAtOnce)
             score_rows_of<kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, scratch.columns,
                                        a.dim, first, last, scratch.scores + row * kTile);
         for (int64_t row = begin; row < end; row++)
             weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
-        const bool read_often = sizeof(Cache) < sizeof(float) && end - begin > 2 * kRowsAtOnce;
-        if (a.dim % kWidth == 0 && !read_often)
-            add_values(here.values, base, begin, end, keys_ahead);
-        else
-            add_values(pad_values(here.values, first, last), base, begin, end, keys_ahead);
+        if constexpr (sizeof(Cache) > 1) {
+            const bool read_often = sizeof(Cache) < sizeof(float) && end - begin > 2 * kRowsAtOnce;
+            if (a.dim % kWidth == 0 && !read_often)
+                return add_values(here.values, base, begin, end, keys_ahead);
+        }
+        add_values(pad_values(here.values, first, last), base, begin, end, keys_ahead);
     }
 
     void finish() {

@@ -23,17 +23,22 @@ INLINE void copy_row(const float* from, Out* to, int64_t count) {
     for_each_vec(count, [&](int64_t i, int64_t n) { store_n(to + i, load_n(from + i, n), n); });
 }
 
-// One scale for the row, behind its codes.
+// The scales, one for each kCacheGroup elements, lie behind the codes.
 INLINE void store_code_row(const float* row, int64_t dim, int8_t* to) {
-    IntVec sizes = {};
-    for_each_vec(dim, [&](int64_t i, int64_t n) { sizes = larger(sizes, (IntVec)load_n(row + i, n) & 0x7fffffff); });
-    const CodeScale scale = code_scale(largest_of(sizes), 127.0f);
-    for_each_vec(dim, [&](int64_t i, int64_t n) {
-        int8_t codes[kWidth];
-        store_codes(codes, to_codes(load_n(row + i, n), scale));
-        __builtin_memcpy(to + i, codes, n);
-    });
-    __builtin_memcpy(to + dim, &scale.scale, sizeof scale.scale);
+    for (int64_t begin = 0; begin < dim; begin += kCacheGroup) {
+        const int64_t count = min_of(kCacheGroup, dim - begin);
+        const float* group = row + begin;
+        IntVec sizes = {};
+        for_each_vec(count,
+                     [&](int64_t i, int64_t n) { sizes = larger(sizes, (IntVec)load_n(group + i, n) & 0x7fffffff); });
+        const CodeScale scale = code_scale(largest_of(sizes), 127.0f);
+        for_each_vec(count, [&](int64_t i, int64_t n) {
+            int8_t codes[kWidth];
+            store_codes(codes, to_codes(load_n(group + i, n), scale));
+            __builtin_memcpy(to + begin + i, codes, n);
+        });
+        __builtin_memcpy(to + dim + begin / kCacheGroup * int64_t(sizeof scale.scale), &scale.scale, sizeof scale.scale);
+    }
 }
 
 constexpr int64_t kMostDim = 1024;

@@ -42,8 +42,8 @@ struct AddRmsNormArgs {
     double eps;
 };
 
-// caches: [blocks, kv_heads, block_size, dim], contiguous; of int8, each row of dim codes is followed by its scale, a
-// float
+// caches: [blocks, kv_heads, block_size, dim], contiguous; of int8, each row of dim codes is followed by
+// its scales, a float for each 32
 struct RopeWriteKvArgs {
     float* q;
     const float* k;

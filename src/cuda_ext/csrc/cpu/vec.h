@@ -132,10 +132,12 @@ INLINE void store_codes(int8_t* p, IntVec codes) {
 #endif
 }
 
-// Elements from one row of a cache to the next: an int8 row's scale lies behind its codes.
+constexpr int64_t kCacheGroup = 32;  // elements of an int8 cache under one scale
+
+// Elements from one row of a cache to the next: an int8 row's scales lie behind its codes.
 template <typename Cache>
 INLINE int64_t cache_row(int64_t dim) {
-    return sizeof(Cache) == 1 ? dim + int64_t(sizeof(float)) : dim;
+    return sizeof(Cache) == 1 ? dim + (dim + kCacheGroup - 1) / kCacheGroup * int64_t(sizeof(float)) : dim;
 }
 
 // The first n (< kWidth) elements; the other lanes are zero.
@@ -188,6 +190,18 @@ INLINE void for_each_vec(int64_t n, Body body) {
 template <typename T>
 INLINE Vec load_n(const T* p, int64_t n) {
     return n == kWidth ? load(p) : load_part(p, n);
+}
+
+// Elements [i, i + n) of a cache's row; kWidth divides i, and so a scale's elements never lie in two vectors.
+template <typename Cache>
+INLINE Vec load_cached(const Cache* row, int64_t, int64_t i, int64_t n) {
+    return load_n(row + i, n);
+}
+
+INLINE Vec load_cached(const int8_t* row, int64_t dim, int64_t i, int64_t n) {
+    float scale;
+    __builtin_memcpy(&scale, row + dim + i / kCacheGroup * int64_t(sizeof scale), sizeof scale);
+    return load_n(row + i, n) * scale;
 }
 
 template <typename T>
