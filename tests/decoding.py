@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from shoal.checkpoint import describe, locate_model
-from shoal.checkpoint.description import ModelDescription
+from shoal.checkpoint.description import ModelDescription, Rope
 from shoal.config import Quantization
 from shoal.cuda_ext.quantised import QuantisedGroups
 from shoal.workers.architectures import choose_layout, expected_shapes
@@ -24,6 +25,28 @@ from shoal.workers.layers import Parameters
 from shoal.workers.load import load_parameters
 from shoal.workers.parallel import Group, SoloGroup, split
 from shoal.workers.weights.source import open_source
+
+
+def rich(plain: ModelDescription) -> ModelDescription:
+    """The same with all that Gemma adds; head_dim and the number of layers, 3, stay."""
+    return replace(
+        plain,
+        family="gemma3",
+        num_kv_heads=1,
+        activation="gelu_tanh",
+        post_norms=True,
+        local_rope=Rope(dim=plain.head_dim, theta=300.0),
+        layer_windows=(7, 0, 11),
+        embedding_scale=6.6,
+        attention_soft_cap=20.0,
+        logit_soft_cap=5.0,
+        tied_head=True,
+    )
+
+
+def biased(plain: ModelDescription) -> ModelDescription:
+    """The same with every bias that there is."""
+    return replace(plain, family="internlm3", qk_norm=False, qkv_bias=True, output_bias=True, ffn_bias=True)
 
 
 @dataclass

@@ -12,25 +12,16 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from shoal.cuda_ext.checks import is_vector, require
 from shoal.cuda_ext.cuda_program import CudaProgram, Field
 from shoal.cuda_ext.cuda_weight import CudaWeight
-from shoal.cuda_ext.ops import Activation
+from shoal.cuda_ext.ops import ACTIVATIONS, Activation
 from shoal.cuda_ext.program import Count
 
 DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 3, torch.float8_e4m3fn: 4}
 SECTION: Final = 256
 """Positions that attention sums up by themselves."""
-_ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1}
 _HALVES: Final = (torch.bfloat16, torch.float16)
-
-
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise ValueError(what)
-
-
-def _is_vector(x: Tensor, dtype: torch.dtype, length: int) -> bool:
-    return x.dtype == dtype and x.shape == (length,) and x.is_contiguous()
 
 
 def _form(weight: CudaWeight) -> dict[str, Field]:
@@ -43,9 +34,9 @@ def embed(
 ) -> None:
     """out: float32 [tokens, columns of weight]; ids: int64 [tokens], those outside of [first_id, first_id + rows of
     weight) give rows of zeros."""
-    _require(_is_vector(ids, torch.int64, len(out)), "embed: ids is not int64 [tokens]")
-    _require(out.dtype == torch.float32 and out.is_contiguous(), "embed: out is not contiguous float32")
-    _require(out.shape[1] == weight.columns, "embed: out does not fit the weight")
+    require(is_vector(ids, torch.int64, len(out)), "embed: ids is not int64 [tokens]")
+    require(out.dtype == torch.float32 and out.is_contiguous(), "embed: out is not contiguous float32")
+    require(out.shape[1] == weight.columns, "embed: out does not fit the weight")
     kind = _form(weight) or {"dtype": DTYPES[weight.storage.dtype]}
     sizes: dict[str, Field] = {"tokens": rows, "rows": weight.rows, "dim": weight.columns, "first_id": first_id}
     program.add("embed", out=out, ids=ids, table=weight.storage, **sizes, **kind, scale=scale)
@@ -54,9 +45,9 @@ def embed(
 def rms_norm(program: CudaProgram, out: Tensor, x: Tensor, weight: Tensor, eps: float, rows: Count) -> None:
     """x: [rows, dim] or [rows, heads, dim], also float32; out: as x, contiguous, maybe x itself; weight: float32."""
     dim, inner = x.shape[-1], x.shape[1] if x.dim() == 3 else 1
-    _require(out.dtype in _HALVES and x.dtype in (out.dtype, torch.float32), "rms_norm: other types")
-    _require(out.shape == x.shape and out.is_contiguous() and x.stride(-1) == 1, "rms_norm: out does not fit x")
-    _require(_is_vector(weight, torch.float32, dim), "rms_norm: weight is not float32 [dim]")
+    require(out.dtype in _HALVES and x.dtype in (out.dtype, torch.float32), "rms_norm: other types")
+    require(out.shape == x.shape and out.is_contiguous() and x.stride(-1) == 1, "rms_norm: out does not fit x")
+    require(is_vector(weight, torch.float32, dim), "rms_norm: weight is not float32 [dim]")
     program.add(
         "rms_norm", out=out, x=x, weight=weight, outer=rows, inner=inner, dim=dim, outer_stride=x.stride(0),
         inner_stride=x.stride(1) if x.dim() == 3 else 0, x_dtype=DTYPES[x.dtype], dtype=DTYPES[out.dtype], eps=eps,
@@ -68,11 +59,11 @@ def add_rms_norm(
 ) -> None:
     """Adds x to residual (float32 [rows, dim]) in place; out: the normalised sum, contiguous."""
     dim = residual.shape[1]
-    _require(residual.dtype == torch.float32, "add_rms_norm: residual is not float32")
-    _require(out.dtype == x.dtype and out.dtype in _HALVES, "add_rms_norm: other types")
-    _require(residual.shape == x.shape == out.shape and out.is_contiguous(), "add_rms_norm: other shapes")
-    _require(residual.stride(1) == 1 == x.stride(1), "add_rms_norm: a row's elements are apart")
-    _require(_is_vector(weight, torch.float32, dim), "add_rms_norm: weight is not float32 [dim]")
+    require(residual.dtype == torch.float32, "add_rms_norm: residual is not float32")
+    require(out.dtype == x.dtype and out.dtype in _HALVES, "add_rms_norm: other types")
+    require(residual.shape == x.shape == out.shape and out.is_contiguous(), "add_rms_norm: other shapes")
+    require(residual.stride(1) == 1 == x.stride(1), "add_rms_norm: a row's elements are apart")
+    require(is_vector(weight, torch.float32, dim), "add_rms_norm: weight is not float32 [dim]")
     program.add(
         "add_rms_norm", out=out, residual=residual, x=x, weight=weight, rows=rows, dim=dim,
         residual_stride=residual.stride(0), x_stride=x.stride(0), dtype=DTYPES[x.dtype], eps=eps,
@@ -80,11 +71,11 @@ def add_rms_norm(
 
 
 def _require_caches(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-    _require(k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype, "the two caches differ")
-    _require(k_cache.dtype in (*_HALVES, torch.float8_e4m3fn), "a cache is neither 16-bit floats nor fp8")
-    _require(k_cache.is_contiguous() and v_cache.is_contiguous(), "a cache is not contiguous")
-    _require(k_cache.shape[3] == q.shape[2] and q.stride(2) == 1, "q does not fit the cache")
-    _require(q.dtype in _HALVES, "q is not of 16 bits")
+    require(k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype, "the two caches differ")
+    require(k_cache.dtype in (*_HALVES, torch.float8_e4m3fn), "a cache is neither 16-bit floats nor fp8")
+    require(k_cache.is_contiguous() and v_cache.is_contiguous(), "a cache is not contiguous")
+    require(k_cache.shape[3] == q.shape[2] and q.stride(2) == 1, "q does not fit the cache")
+    require(q.dtype in _HALVES, "q is not of 16 bits")
 
 
 def rope_write_kv(
@@ -103,14 +94,12 @@ def rope_write_kv(
     """Rotates q in place and writes the rotated k, and v, to the cache; tensors as in ``ops.rope_write_kv``."""
     (most, heads, dim), (blocks, kv_heads, block_size, _) = q.shape, k_cache.shape
     _require_caches(q, k_cache, v_cache)
-    _require(k.shape == (most, kv_heads, dim) == v.shape, "rope_write_kv: k or v does not fit q and the cache")
-    _require(q.dtype == k.dtype == v.dtype, "rope_write_kv: q, k and v differ in type")
-    _require(k.stride(2) == 1 == v.stride(2), "rope_write_kv: a head's elements are apart")
-    _require(
-        cos_sin.dtype == torch.float32 and cos_sin.is_contiguous(), "rope_write_kv: cos_sin is not float32"
-    )
-    _require(_is_vector(positions, torch.int32, most), "rope_write_kv: positions is not int32 [tokens]")
-    _require(_is_vector(cache_slots, torch.int64, most), "rope_write_kv: cache_slots is not int64 [tokens]")
+    require(k.shape == (most, kv_heads, dim) == v.shape, "rope_write_kv: k or v does not fit q and the cache")
+    require(q.dtype == k.dtype == v.dtype, "rope_write_kv: q, k and v differ in type")
+    require(k.stride(2) == 1 == v.stride(2), "rope_write_kv: a head's elements are apart")
+    require(cos_sin.dtype == torch.float32 and cos_sin.is_contiguous(), "rope_write_kv: cos_sin is not float32")
+    require(is_vector(positions, torch.int32, most), "rope_write_kv: positions is not int32 [tokens]")
+    require(is_vector(cache_slots, torch.int64, most), "rope_write_kv: cache_slots is not int64 [tokens]")
     program.add(
         "rope_write_kv", q=q, k=k, v=v, cos_sin=cos_sin, positions=positions, k_cache=k_cache, v_cache=v_cache,
         cache_slots=cache_slots, fault=fault, tokens=rows, heads=heads, kv_heads=kv_heads, dim=dim,
@@ -151,14 +140,12 @@ def paged_attention(
     table_width = block_tables.shape[1]
     needed = workspace_floats(sequences.most, heads, dim, most_context.most)
     _require_caches(q, k_cache, v_cache)
-    _require(heads % kv_heads == 0, "paged_attention: q does not fit the cache")
-    _require(out.shape == q.shape and out.dtype == q.dtype and out.is_contiguous(), "paged_attention: out")
-    _require(block_tables.dtype == torch.int32 and block_tables.stride(1) == 1, "paged_attention: block_tables")
-    _require(query_starts.dtype == context_lens.dtype == torch.int32, "paged_attention: lengths are not int32")
-    _require(
-        _is_vector(workspace, torch.float32, workspace.numel()), "paged_attention: workspace is not float32"
-    )
-    _require(workspace.numel() >= needed, f"paged_attention: workspace has less than {needed} floats")
+    require(heads % kv_heads == 0, "paged_attention: q does not fit the cache")
+    require(out.shape == q.shape and out.dtype == q.dtype and out.is_contiguous(), "paged_attention: out")
+    require(block_tables.dtype == torch.int32 and block_tables.stride(1) == 1, "paged_attention: block_tables")
+    require(query_starts.dtype == context_lens.dtype == torch.int32, "paged_attention: lengths are not int32")
+    require(is_vector(workspace, torch.float32, workspace.numel()), "paged_attention: workspace is not float32")
+    require(workspace.numel() >= needed, f"paged_attention: workspace has less than {needed} floats")
     program.add(
         "paged_attention", out=out, q=q, k_cache=k_cache, v_cache=v_cache, block_tables=block_tables,
         query_starts=query_starts, context_lens=context_lens, workspace=workspace, fault=fault, tokens=rows,
@@ -173,10 +160,10 @@ def paged_attention(
 def gated_activation(program: CudaProgram, out: Tensor, gate_up: Tensor, kind: Activation, rows: Count) -> None:
     """gate_up: [rows, 2 · dim], gates first; out: activation(gate) · up, contiguous."""
     dim = gate_up.shape[1] // 2
-    _require(out.dtype == gate_up.dtype and out.dtype in _HALVES, "gated_activation: other types")
-    _require(out.shape == (len(gate_up), dim) and out.is_contiguous(), "gated_activation: out does not fit")
-    _require(gate_up.stride(1) == 1, "gated_activation: a row's elements are apart")
-    kinds = {"kind": _ACTIVATIONS[kind], "dtype": DTYPES[out.dtype]}
+    require(out.dtype == gate_up.dtype and out.dtype in _HALVES, "gated_activation: other types")
+    require(out.shape == (len(gate_up), dim) and out.is_contiguous(), "gated_activation: out does not fit")
+    require(gate_up.stride(1) == 1, "gated_activation: a row's elements are apart")
+    kinds = {"kind": ACTIVATIONS[kind], "dtype": DTYPES[out.dtype]}
     program.add(
         "gated_activation", out=out, gate_up=gate_up, rows=rows, dim=dim, row_stride=gate_up.stride(0), **kinds
     )
@@ -188,18 +175,16 @@ def linear(
     """out: [rows, rows of weight] as x or float32, maybe columns of a wider matrix; bias: float32. A quantised weight
     takes bfloat16."""
     outputs, inputs = weight.rows, weight.columns
-    _require(out.dtype in (x.dtype, torch.float32) and out.stride(1) == 1, "linear: out is of another type")
-    _require(
-        out.shape == (len(x), outputs) and x.shape[1] == inputs, "linear: x or out does not fit the weight"
-    )
-    _require(x.dtype in _HALVES and x.stride(1) == 1, "linear: x is not rows of 16 bits")
-    _require(bias is None or _is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
+    require(out.dtype in (x.dtype, torch.float32) and out.stride(1) == 1, "linear: out is of another type")
+    require(out.shape == (len(x), outputs) and x.shape[1] == inputs, "linear: x or out does not fit the weight")
+    require(x.dtype in _HALVES and x.stride(1) == 1, "linear: x is not rows of 16 bits")
+    require(bias is None or is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
     sizes: dict[str, Field] = {"rows": rows, "inputs": inputs, "outputs": outputs}
     sizes |= {"row_stride": x.stride(0), "out_stride": out.stride(0), "out_dtype": DTYPES[out.dtype]}
     if weight.format is None:
-        _require(weight.storage.dtype == x.dtype, "linear: x and the weight differ in type")
+        require(weight.storage.dtype == x.dtype, "linear: x and the weight differ in type")
         sizes |= {"weight_stride": weight.storage.stride(0), "dtype": DTYPES[x.dtype]}
         program.add("linear", out=out, x=x, weight=weight.storage, bias=bias, **sizes)
         return
-    _require(x.dtype == torch.bfloat16, "linear: a quantised weight takes bfloat16")
+    require(x.dtype == torch.bfloat16, "linear: a quantised weight takes bfloat16")
     program.add("linear_quantised", out=out, x=x, panels=weight.storage, bias=bias, **sizes, **_form(weight))

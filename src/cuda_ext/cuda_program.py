@@ -1,11 +1,10 @@
 """CUDA operators in the order in which a step runs them: what ``program.Program`` is for the CPU library.
 
 Each operator's argument struct is filled once, when it is added; a run writes what changes from step to step, the
-``Count``s and the stream, and is one call into the library for all consecutive operators. Nothing waits for the device.
+``Count``s and the stream, and is one call into the library for all operators. Nothing waits for the device.
 """
 
 import ctypes
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,42 +26,20 @@ class CudaProgram:
             raise ValueError(f"a library for {library.targets} does not run on {device}")
         self.device = device
         self.library = library
-        self._steps: list[_Calls | _Functions] = []
+        self._calls = _Calls(library)
 
     def add(self, operator: str, **fields: Field) -> None:
         """Appends an operator; fields left out are 0 or null."""
-        last = self._steps[-1] if self._steps else None
-        if not isinstance(last, _Calls):
-            last = _Calls(self.library)
-            self._steps.append(last)
-        last.add(operator, fields)
-
-    def add_function(self, function: Callable[[], None]) -> None:
-        """Appends a Python function, which runs between the operators before and after it."""
-        last = self._steps[-1] if self._steps else None
-        if not isinstance(last, _Functions):
-            last = _Functions()
-            self._steps.append(last)
-        last.functions.append(function)
+        self._calls.add(operator, fields)
 
     def run(self) -> None:
         """On torch's current stream. Raises what ``CudaLibrary.run`` raises."""
         stream = 0 if self.device.type == "cpu" else torch.cuda.current_stream(self.device).cuda_stream
-        for step in self._steps:
-            step.run(stream)
-
-
-class _Functions:
-    def __init__(self) -> None:
-        self.functions: list[Callable[[], None]] = []
-
-    def run(self, _: int) -> None:
-        for function in self.functions:
-            function()
+        self._calls.run(stream)
 
 
 class _Calls:
-    """Consecutive operators: their structs, and which words of them are counts or the stream."""
+    """The operators: their structs, and which words of them are counts or the stream."""
 
     def __init__(self, library: CudaLibrary) -> None:
         self._library = library

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shoal.cuda_ext import reference
 from shoal.cuda_ext.binding import library
+from shoal.cuda_ext.checks import is_vector, require
 from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.cuda_ext.program import Count, Program, Value, no_twin
 from shoal.cuda_ext.quantised import QuantisedRows, QuantisedWeight
@@ -26,7 +27,7 @@ Activation = Literal["silu", "gelu_tanh"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _CACHE_DTYPES = {**_DTYPES, torch.int8: 2}
-_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +62,19 @@ class Activations:
             self.quantised.storage[:count] = reference.quantise(values, self.quantised.storage.shape[1])
 
 
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise ValueError(what)
-
-
-def _is_vector(x: Tensor, dtype: torch.dtype, length: int) -> bool:
-    return x.dtype == dtype and x.shape == (length,) and x.is_contiguous()
-
-
 def _counted(rows: Count | None, most: int) -> Count:
     if rows is None:
         return Count(most)
-    _require(rows.most <= most, f"{rows.most} rows do not fit a buffer of {most}")
+    require(rows.most <= most, f"{rows.most} rows do not fit a buffer of {most}")
     return rows
 
 
 def _require_output(name: str, out: Activations, most: int, columns: int) -> None:
-    _require(out.columns == columns, f"{name}: out has rows of {out.columns}, not {columns}")
-    _require(out.rows >= most, f"{name}: out has {out.rows} rows, not {most}")
+    require(out.columns == columns, f"{name}: out has rows of {out.columns}, not {columns}")
+    require(out.rows >= most, f"{name}: out has {out.rows} rows, not {most}")
     if out.plain is not None:
-        _require(out.plain.dtype == torch.float32, f"{name}: out is not float32")
-        _require(out.plain.is_contiguous(), f"{name}: out is not contiguous")
+        require(out.plain.dtype == torch.float32, f"{name}: out is not float32")
+        require(out.plain.is_contiguous(), f"{name}: out is not contiguous")
 
 
 def set_threads(count: int, cpus: Sequence[int] = ()) -> None:
@@ -100,8 +92,8 @@ def rms_norm(
     """x: float32 [rows, dim], or [rows, heads, dim] with out: [rows · heads, dim]; weight: [dim]."""
     dim, inner = x.shape[-1], x.shape[1] if x.dim() == 3 else 1
     rows = _counted(rows, x.shape[0])
-    _require(x.dtype == torch.float32 and x.stride(-1) == 1, "rms_norm: x is not float32 rows")
-    _require(_is_vector(weight, torch.float32, dim), "rms_norm: weight is not float32 [dim]")
+    require(x.dtype == torch.float32 and x.stride(-1) == 1, "rms_norm: x is not float32 rows")
+    require(is_vector(weight, torch.float32, dim), "rms_norm: weight is not float32 [dim]")
     _require_output("rms_norm", out, x.shape[0] * inner, dim)
 
     def twin() -> None:
@@ -126,11 +118,11 @@ def add_rms_norm(
     most, dim = residual.shape
     rows = _counted(rows, most)
     strides, x_strides = residual.stride(), x.stride()
-    _require(residual.dtype == torch.float32, "add_rms_norm: residual is not float32")
-    _require(x.dtype == torch.float32, "add_rms_norm: x is not float32")
-    _require(strides[1] == 1 == x_strides[1], "add_rms_norm: a row's elements are apart")
-    _require(x.shape == residual.shape, "add_rms_norm: x and residual differ in shape")
-    _require(_is_vector(weight, torch.float32, dim), "add_rms_norm: weight is not float32 [dim]")
+    require(residual.dtype == torch.float32, "add_rms_norm: residual is not float32")
+    require(x.dtype == torch.float32, "add_rms_norm: x is not float32")
+    require(strides[1] == 1 == x_strides[1], "add_rms_norm: a row's elements are apart")
+    require(x.shape == residual.shape, "add_rms_norm: x and residual differ in shape")
+    require(is_vector(weight, torch.float32, dim), "add_rms_norm: weight is not float32 [dim]")
     _require_output("add_rms_norm", out, most, dim)
 
     def twin() -> None:
@@ -148,10 +140,10 @@ def cache_row_elements(dim: int, dtype: torch.dtype) -> int:
 
 
 def _require_caches(k_cache: Tensor, v_cache: Tensor, dim: int) -> None:
-    _require(k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype, "the two caches differ")
-    _require(k_cache.dtype in _CACHE_DTYPES, "a cache is neither float32, bfloat16 nor int8")
-    _require(k_cache.shape[3] == cache_row_elements(dim, k_cache.dtype), "a cache has another head size")
-    _require(k_cache.is_contiguous() and v_cache.is_contiguous(), "a cache is not contiguous")
+    require(k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype, "the two caches differ")
+    require(k_cache.dtype in _CACHE_DTYPES, "a cache is neither float32, bfloat16 nor int8")
+    require(k_cache.shape[3] == cache_row_elements(dim, k_cache.dtype), "a cache has another head size")
+    require(k_cache.is_contiguous() and v_cache.is_contiguous(), "a cache is not contiguous")
 
 
 def rope_write_kv(
@@ -180,15 +172,13 @@ def rope_write_kv(
     max_positions, rotary_dim = cos_sin.shape
     q_strides, k_strides, v_strides = q.stride(), k.stride(), v.stride()
     _require_caches(k_cache, v_cache, dim)
-    _require(k.shape == (most, kv_heads, dim) == v.shape, "rope_write_kv: k or v does not fit q and the cache")
-    _require(q.dtype == k.dtype == v.dtype == torch.float32, "rope_write_kv: q, k or v is not float32")
-    _require(q_strides[2] == k_strides[2] == v_strides[2] == 1, "rope_write_kv: a head's elements are apart")
-    _require(
-        cos_sin.dtype == torch.float32 and cos_sin.is_contiguous(), "rope_write_kv: cos_sin is not float32"
-    )
-    _require(rotary_dim <= dim and rotary_dim % 2 == 0, "rope_write_kv: cos_sin does not fit the head size")
-    _require(_is_vector(positions, torch.int32, most), "rope_write_kv: positions is not int32 [tokens]")
-    _require(_is_vector(cache_slots, torch.int64, most), "rope_write_kv: cache_slots is not int64 [tokens]")
+    require(k.shape == (most, kv_heads, dim) == v.shape, "rope_write_kv: k or v does not fit q and the cache")
+    require(q.dtype == k.dtype == v.dtype == torch.float32, "rope_write_kv: q, k or v is not float32")
+    require(q_strides[2] == k_strides[2] == v_strides[2] == 1, "rope_write_kv: a head's elements are apart")
+    require(cos_sin.dtype == torch.float32 and cos_sin.is_contiguous(), "rope_write_kv: cos_sin is not float32")
+    require(rotary_dim <= dim and rotary_dim % 2 == 0, "rope_write_kv: cos_sin does not fit the head size")
+    require(is_vector(positions, torch.int32, most), "rope_write_kv: positions is not int32 [tokens]")
+    require(is_vector(cache_slots, torch.int64, most), "rope_write_kv: cache_slots is not int64 [tokens]")
 
     def twin() -> None:
         part = slice(0, rows.value)
@@ -233,19 +223,19 @@ def paged_attention(
     most_sequences, table_width = block_tables.shape
     q_strides, table_strides = q.stride(), block_tables.stride()
     _require_caches(k_cache, v_cache, dim)
-    _require(heads % kv_heads == 0, "paged_attention: q does not fit the cache")
-    _require(q.dtype == torch.float32, "paged_attention: q is not float32")
-    _require(q_strides[2] == 1, "paged_attention: a head's elements are apart")
-    _require(out.dtype == torch.float32 and out.shape == q.shape, "paged_attention: out does not fit q")
-    _require(out.is_contiguous(), "paged_attention: out is not contiguous")
-    _require(block_tables.dtype == torch.int32, "paged_attention: block_tables is not int32")
-    _require(table_width < 2 or table_strides[1] == 1, "paged_attention: a block table's elements are apart")
-    _require(
-        _is_vector(query_starts, torch.int32, most_sequences + 1),
+    require(heads % kv_heads == 0, "paged_attention: q does not fit the cache")
+    require(q.dtype == torch.float32, "paged_attention: q is not float32")
+    require(q_strides[2] == 1, "paged_attention: a head's elements are apart")
+    require(out.dtype == torch.float32 and out.shape == q.shape, "paged_attention: out does not fit q")
+    require(out.is_contiguous(), "paged_attention: out is not contiguous")
+    require(block_tables.dtype == torch.int32, "paged_attention: block_tables is not int32")
+    require(table_width < 2 or table_strides[1] == 1, "paged_attention: a block table's elements are apart")
+    require(
+        is_vector(query_starts, torch.int32, most_sequences + 1),
         "paged_attention: query_starts: int32 [R + 1]",
     )
-    _require(
-        _is_vector(context_lens, torch.int32, most_sequences), "paged_attention: context_lens is not int32 [R]"
+    require(
+        is_vector(context_lens, torch.int32, most_sequences), "paged_attention: context_lens is not int32 [R]"
     )
 
     def twin() -> None:
@@ -273,15 +263,15 @@ def gated_activation(
     most, both = gate_up.shape
     rows = _counted(rows, most)
     strides = gate_up.stride()
-    _require(gate_up.dtype == torch.float32, "gated_activation: gate_up is not float32")
-    _require(both % 2 == 0 and strides[1] == 1, "gated_activation: gate_up is not [tokens, 2 · dim]")
+    require(gate_up.dtype == torch.float32, "gated_activation: gate_up is not float32")
+    require(both % 2 == 0 and strides[1] == 1, "gated_activation: gate_up is not [tokens, 2 · dim]")
     _require_output("gated_activation", out, most, both // 2)
 
     def twin() -> None:
         out.write(rows.value, reference.gated_activation(gate_up[: rows.value], kind))
 
     quantised = out.quantised.storage if out.quantised else None
-    values = [out.plain, quantised, gate_up, rows, both // 2, strides[0], _ACTIVATIONS[kind]]
+    values = [out.plain, quantised, gate_up, rows, both // 2, strides[0], ACTIVATIONS[kind]]
     program.add("gated_activation", values, twin)
 
 
@@ -289,8 +279,8 @@ def quantise(program: Program, out: QuantisedRows, x: Tensor, rows: Count | None
     """x: float32 [rows, columns]; a group's scale is its largest magnitude / 127, codes are rounded to nearest even."""
     most, columns = x.shape
     rows = _counted(rows, most)
-    _require(x.dtype == torch.float32 and x.stride(1) == 1, "quantise: x is not float32 rows")
-    _require(out.columns == columns and out.storage.shape[0] >= most, "quantise: out does not fit x")
+    require(x.dtype == torch.float32 and x.stride(1) == 1, "quantise: x is not float32 rows")
+    require(out.columns == columns and out.storage.shape[0] >= most, "quantise: out does not fit x")
 
     def twin() -> None:
         Activations(None, out).write(rows.value, x[: rows.value])
@@ -314,17 +304,17 @@ def linear(
     """
     most, outputs = out.shape
     rows = _counted(rows, most)
-    _require(out.dtype == torch.float32 and out.stride(1) == 1, "linear: out is not float32 rows")
-    _require(outputs == weight.rows, "linear: out does not fit the weight")
-    _require(x.columns == weight.columns and x.rows >= rows.most, "linear: x does not fit the weight and out")
-    _require(bias is None or _is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
+    require(out.dtype == torch.float32 and out.stride(1) == 1, "linear: out is not float32 rows")
+    require(outputs == weight.rows, "linear: out does not fit the weight")
+    require(x.columns == weight.columns and x.rows >= rows.most, "linear: x does not fit the weight and out")
+    require(bias is None or is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
     if isinstance(weight, QuantisedWeight):
         _linear_quantised(program, out, x, weight, bias, rows)
         return
     plain = x.plain
     if plain is None:
         raise ValueError("linear: a plain weight needs x in float32")
-    _require(plain.dtype == torch.float32 and plain.stride(1) == 1, "linear: x is not float32 rows")
+    require(plain.dtype == torch.float32 and plain.stride(1) == 1, "linear: x is not float32 rows")
 
     def twin() -> None:
         out[: rows.value] = reference.linear(plain[: rows.value], weight.unpack(), bias)
@@ -361,8 +351,8 @@ def embed(
     weight) give rows of zeros."""
     most = out.shape[0]
     rows = _counted(rows, most)
-    _require(_is_vector(ids, torch.int64, most), "embed: ids is not int64 [tokens]")
-    _require(out.shape[1] == weight.columns and out.is_contiguous(), "embed: out does not fit the weight")
+    require(is_vector(ids, torch.int64, most), "embed: ids is not int64 [tokens]")
+    require(out.shape[1] == weight.columns and out.is_contiguous(), "embed: out does not fit the weight")
     if isinstance(weight, QuantisedWeight):
         form = weight.format
         kind: list[Value] = [0, form.bits, form.group, form.has_offset]
@@ -382,7 +372,7 @@ def all_reduce(program: Program, x: Tensor, region: SharedRegion, rows: Count | 
     same to the bit on every rank. Every rank runs it with the same rows."""
     most, columns = x.shape
     rows = _counted(rows, most)
-    _require(x.dtype == torch.float32 and x.is_contiguous(), "all_reduce: x is not contiguous float32")
+    require(x.dtype == torch.float32 and x.is_contiguous(), "all_reduce: x is not contiguous float32")
 
     def twin() -> None:
         part = x[: rows.value]
@@ -406,12 +396,12 @@ def gather_columns(
     most, width = x.shape
     rows = _counted(rows, most)
     total, widest = int(widths.sum()), int(widths.max())
-    _require(_is_vector(widths, torch.int64, region.ranks), "gather_columns: widths is not int64 [ranks]")
-    _require(int(widths.min()) >= 0 and width == widths[region.rank], "gather_columns: x has another width")
-    _require(x.dtype == torch.float32 and x.is_contiguous(), "gather_columns: x is not contiguous float32")
+    require(is_vector(widths, torch.int64, region.ranks), "gather_columns: widths is not int64 [ranks]")
+    require(int(widths.min()) >= 0 and width == widths[region.rank], "gather_columns: x has another width")
+    require(x.dtype == torch.float32 and x.is_contiguous(), "gather_columns: x is not contiguous float32")
     if out is not None:
-        _require(out.dtype == torch.float32 and out.is_contiguous(), "gather_columns: out is not float32 rows")
-        _require(out.shape == (most, total), "gather_columns: out does not fit widths")
+        require(out.dtype == torch.float32 and out.is_contiguous(), "gather_columns: out is not float32 rows")
+        require(out.shape == (most, total), "gather_columns: out does not fit widths")
 
     def twin() -> None:
         padded = torch.zeros(rows.value, widest)
@@ -444,13 +434,13 @@ def draw(
     """
     most, vocabulary = logits.shape
     rows = _counted(rows, most)
-    _require(logits.dtype == torch.float32 and logits.stride(1) == 1, "draw: logits is not float32 rows")
-    _require(_is_vector(ids, torch.int64, most), "draw: ids is not int64 [rows]")
-    _require(_is_vector(temperature, torch.float32, most), "draw: temperature is not float32 [rows]")
-    _require(_is_vector(top_k, torch.int64, most), "draw: top_k is not int64 [rows]")
-    _require(_is_vector(top_p, torch.float32, most), "draw: top_p is not float32 [rows]")
-    _require(_is_vector(min_p, torch.float32, most), "draw: min_p is not float32 [rows]")
-    _require(_is_vector(uniform, torch.float64, most), "draw: uniform is not float64 [rows]")
+    require(logits.dtype == torch.float32 and logits.stride(1) == 1, "draw: logits is not float32 rows")
+    require(is_vector(ids, torch.int64, most), "draw: ids is not int64 [rows]")
+    require(is_vector(temperature, torch.float32, most), "draw: temperature is not float32 [rows]")
+    require(is_vector(top_k, torch.int64, most), "draw: top_k is not int64 [rows]")
+    require(is_vector(top_p, torch.float32, most), "draw: top_p is not float32 [rows]")
+    require(is_vector(min_p, torch.float32, most), "draw: min_p is not float32 [rows]")
+    require(is_vector(uniform, torch.float64, most), "draw: uniform is not float64 [rows]")
 
     def twin() -> None:
         count = rows.value

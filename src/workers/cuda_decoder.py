@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from shoal.checkpoint.description import ModelDescription, Rope
+from shoal.checkpoint.description import ModelDescription
 from shoal.cuda_ext import cuda_ops as ops
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.cuda_program import CudaProgram
@@ -17,7 +17,7 @@ from shoal.cuda_ext.program import Count
 from shoal.workers.inputs import StepBuffers, StepInputs
 from shoal.workers.kv_cache import KVCache
 from shoal.workers.layers import AttentionParameters, FeedForwardParameters, Linear, Parameters, Weight
-from shoal.workers.rope import cos_sin_table
+from shoal.workers.rope import rope_tables
 
 _DTYPE: Final = torch.bfloat16
 _FEWEST_STATES: Final = 8
@@ -47,7 +47,8 @@ class CudaDecoder:
         self.device = device
         self.block_size = cache.block_size
         self.keys, self.values = (_on_device(part, device) for part in (cache.keys, cache.values))
-        self._tables = _rope_tables(description, session_len, device)
+        tables = rope_tables(description, session_len)
+        self._tables = {rope: table.to(device) for rope, table in tables.items()}
         self._weights: dict[int, CudaWeight] = {}
         self._vectors: dict[int, Tensor] = {}
         self._pass: _Pass | None = None
@@ -251,11 +252,3 @@ class _Pass:
 
 def _on_device(part: Tensor, device: torch.device) -> Tensor:
     return part if device.type == "cpu" else torch.zeros(part.shape, dtype=part.dtype, device=device)
-
-
-def _rope_tables(description: ModelDescription, session_len: int, device: torch.device) -> dict[Rope, Tensor]:
-    ropes = (description.rope, description.local_rope)
-    tables = {
-        rope: cos_sin_table(rope, description.head_dim, session_len) for rope in ropes if rope is not None
-    }
-    return {rope: table.to(device) for rope, table in tables.items()}

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from shoal.checkpoint.description import ModelDescription, Rope
+from shoal.checkpoint.description import ModelDescription
 from shoal.cuda_ext import ops
 from shoal.cuda_ext.ops import Activations
 from shoal.cuda_ext.program import Count, Program
@@ -20,7 +20,7 @@ from shoal.workers.inputs import StepBuffers, StepInputs
 from shoal.workers.kv_cache import KVCache
 from shoal.workers.layers import AttentionParameters, FeedForwardParameters, Linear, Parameters
 from shoal.workers.parallel import Group, Shard
-from shoal.workers.rope import cos_sin_table
+from shoal.workers.rope import rope_tables
 
 _FEWEST_STATES: Final = 8
 
@@ -42,7 +42,7 @@ class Decoder:
         self._parameters = parameters
         self._cache = cache
         self._group = group
-        self._tables = _rope_tables(description, session_len)
+        self._tables = rope_tables(description, session_len)
         self._pass: _Pass | None = None
         self._head: _Head | None = None
 
@@ -234,8 +234,3 @@ def _zeros(*shape: int) -> Tensor:
 
 def _quantised(rows: int, columns: int, linear: Linear) -> QuantisedRows | None:
     return QuantisedRows.empty(rows, columns) if linear.reads_quantised else None
-
-
-def _rope_tables(description: ModelDescription, session_len: int) -> dict[Rope, Tensor]:
-    ropes = (description.rope, description.local_rope)
-    return {rope: cos_sin_table(rope, description.head_dim, session_len) for rope in ropes if rope is not None}

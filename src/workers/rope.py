@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from shoal.checkpoint.description import Rope
+from shoal.checkpoint.description import ModelDescription, Rope
 from shoal.errors import ModelError
 
 
@@ -104,3 +104,9 @@ def _dimension_of(rope: Rope, turns: float) -> float:
 
 def _mscale(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rope_tables(description: ModelDescription, session_len: int) -> dict[Rope, Tensor]:
+    """The table of each rope that the model has."""
+    ropes = (description.rope, description.local_rope)
+    return {rope: cos_sin_table(rope, description.head_dim, session_len) for rope in ropes if rope is not None}

@@ -6,7 +6,7 @@ import random
 import emulated
 import pytest
 import torch
-from decoding import Driver, MemorySource, Sequence, load_whole, random_checkpoint
+from decoding import Driver, MemorySource, Sequence, biased, load_whole, random_checkpoint, rich
 from msgspec.structs import replace
 from torch import Tensor
 
@@ -40,20 +40,8 @@ PLAIN = ModelDescription(
     layer_windows=(0, 0, 0),
     attention_scale=0.25,
 )
-RICH = replace(
-    PLAIN,
-    family="gemma3",
-    num_kv_heads=1,
-    activation="gelu_tanh",
-    post_norms=True,
-    local_rope=Rope(dim=16, theta=300.0),
-    layer_windows=(7, 0, 11),
-    embedding_scale=6.6,
-    attention_soft_cap=20.0,
-    logit_soft_cap=5.0,
-    tied_head=True,
-)
-BIASED = replace(PLAIN, family="internlm3", qk_norm=False, qkv_bias=True, output_bias=True, ffn_bias=True)
+RICH = rich(PLAIN)
+BIASED = biased(PLAIN)
 DESCRIPTIONS = pytest.mark.parametrize("description", [PLAIN, RICH, BIASED], ids=["plain", "rich", "biased"])
 
 

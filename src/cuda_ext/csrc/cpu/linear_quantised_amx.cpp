@@ -64,19 +64,19 @@ INLINE void unpack(const uint8_t* block, uint8_t* to) {
 }
 
 // Tiles are named by literals. A product takes some fifty cycles: it is begun, kept and looked at one block apart each.
-#define BEGIN(SUMS, LOW_SUMS, CODES, WEIGHTS)                  \
-    _tile_loadd(WEIGHTS, weights, kLine);                      \
-    _tile_loadd(CODES, codes, kLine);                          \
-    _tile_zero(SUMS);                                          \
-    _tile_dpbsud(SUMS, CODES, WEIGHTS);                        \
-    if constexpr (Bits == 8) {                                 \
-        _tile_loadd(CODES, codes + kGroup, kLine);             \
-        _tile_zero(LOW_SUMS);                                  \
-        _tile_dpbsud(LOW_SUMS, CODES, WEIGHTS);                \
+#define BEGIN(SUMS, LOW_SUMS, CODES, WEIGHTS)                           \
+    _tile_loadd(WEIGHTS, weights, kLine);                               \
+    _tile_loadd(CODES, codes, kLine);                                   \
+    _tile_zero(SUMS);                                                   \
+    _tile_dpbsud(SUMS, CODES, WEIGHTS);                                 \
+    if constexpr (Bits == 8) {                                          \
+        _tile_loadd(CODES, codes + kGroup, kLine);                      \
+        _tile_zero(LOW_SUMS);                                           \
+        _tile_dpbsud(LOW_SUMS, CODES, WEIGHTS);                         \
     }
-#define KEEP(SUMS, LOW_SUMS)                                   \
-    _tile_stored(SUMS, s.products[i % kPlaces], kPanel * 4);          \
-    if constexpr (Bits == 8) {                                 \
+#define KEEP(SUMS, LOW_SUMS)                                            \
+    _tile_stored(SUMS, s.products[i % kPlaces], kPanel * 4);            \
+    if constexpr (Bits == 8) {                                          \
         _tile_stored(LOW_SUMS, s.low_products[i % kPlaces], kPanel * 4); \
     }
 
@@ -138,7 +138,7 @@ struct TileBlock {
         if (count > 1) begin<Bits>(1, weights_of(1), codes[1][0]);
         keep<Bits>(s, 0);
         for (int64_t i = 0; i < count; i++) {
-            if (i + 2 < count) begin<Bits>(i, weights_of(i + 2), codes[i + 2][0]);
+            if (i + 2 < count) begin<Bits>(i + 2, weights_of(i + 2), codes[i + 2][0]);
             if (i + 1 < count) keep<Bits>(s, i + 1);
             if (ahead)
                 for (int64_t line = 0; line < kBytes; line += kLine) __builtin_prefetch(ahead + i * kBytes + line);

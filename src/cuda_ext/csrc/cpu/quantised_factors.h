@@ -10,8 +10,6 @@ namespace {
 
 constexpr int64_t kFetchAhead = 2048;  // bytes of weights that are asked of the memory before they are needed
 
-typedef uint16_t HalfPanel __attribute__((vector_size(kWidth * 2)));
-
 // Half-precision scales or offsets of kWidth outputs.
 INLINE Vec load_half_precision(const uint8_t* p) {
 #if defined(__AVX512F__)
