@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
@@ -19,6 +20,7 @@ from shoal.errors import RequestError, StartError
 
 _LOGGER: Final = logging.getLogger("shoal.storage")
 _BUSY_PATIENCE_S: Final = 20.0
+_BUSY_RETRY_S: Final = 0.01
 _RETRY_AFTER_S: Final = 5.0
 
 R = TypeVar("R")
@@ -100,7 +102,7 @@ class Database:
     def _set_up(self, connection: sqlite3.Connection) -> None:
         connection.row_factory = sqlite3.Row
         self._check_kind(connection)
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
         self._migrate(connection)
@@ -124,6 +126,21 @@ class Database:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {self._application_id}")
                 connection.execute(f"PRAGMA user_version = {number + 1}")
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait by itself where two processes change a new file's mode at once: one is told at once that
+    the file is locked, whatever the connection's timeout (https://www.sqlite.org/c3ref/busy_handler.html)."""
+    deadline = time.monotonic() + _BUSY_PATIENCE_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or time.monotonic() > deadline:
+                raise
+        time.sleep(_BUSY_RETRY_S)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """The SQLite file of a store: versions, transactions, errors."""
 
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from shoal.storage.database import Database
 
 ONE = "CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (1)"
 TWO = "ALTER TABLE a ADD COLUMN y INTEGER"
+OPENERS = 6
 
 
 def test_a_newer_program_brings_an_older_file_up_to_date(tmp_path: Path) -> None:
@@ -59,3 +62,17 @@ def test_a_fault_of_the_file_is_a_503(tmp_path: Path) -> None:
         database.run_here(lambda connection: connection.execute("INSERT INTO missing VALUES (1)"))
     assert (caught.value.status, caught.value.code) == (503, "store_failed")
     database.close()
+
+
+def test_a_new_file_is_opened_by_many_at_once(tmp_path: Path) -> None:
+    at_once = threading.Barrier(OPENERS)
+
+    def write(path: Path) -> None:
+        database = Database(path, ["CREATE TABLE a (x)"])
+        at_once.wait()
+        database.run_here(lambda connection: connection.execute("INSERT INTO a VALUES (1)"))
+        database.close()
+
+    with ThreadPoolExecutor(OPENERS) as openers:
+        for number in range(100):
+            list(openers.map(write, [tmp_path / f"{number}.sqlite"] * OPENERS))
