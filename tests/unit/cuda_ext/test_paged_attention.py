@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from shoal.cuda_ext import reference
+from shoal.cuda_ext.binding import library
 
 pytestmark = pytest.mark.usefixtures("level")
 
 TOLERANCE = 4e-6
+TILES_TOLERANCE = 2e-5
+"""Where tiles multiply a bfloat16 cache: queries and weights have 16 bits of mantissa."""
 
 
 @dataclass
@@ -87,7 +90,10 @@ def assert_true(case: Case) -> None:
     actual, truth = case.run(), case.truth()
     assert actual.shape == case.q.shape
     assert actual.dtype == case.q.dtype
-    torch.testing.assert_close(actual.double(), truth, rtol=TOLERANCE, atol=TOLERANCE)
+    compiled = library()
+    on_tiles = case.k_cache.dtype == torch.bfloat16 and compiled is not None and compiled.level == "avx512_amx"
+    tolerance = TILES_TOLERANCE if on_tiles else TOLERANCE
+    torch.testing.assert_close(actual.double(), truth, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8])
@@ -165,16 +171,18 @@ def test_a_row_does_not_depend_on_batch_or_chunking(
     assert torch.equal(alone(case, 0, 0, 1).run(), rows_of(case, 0))
 
 
-def test_results_do_not_depend_on_threads(fresh: torch.Generator) -> None:
-    case = make_case(fresh, [*MIXED, (200, 500)], dim=64)
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
+def test_results_do_not_depend_on_threads(fresh: torch.Generator, cache_dtype: torch.dtype) -> None:
+    case = make_case(fresh, [*MIXED, (200, 500)], dim=64, cache_dtype=cache_dtype)
     expected = case.run()
     for threads in (2, 3):
         eager.set_threads(threads)
         assert torch.equal(case.run(), expected)
 
 
-def test_nan_in_one_sequence_stays_there(fresh: torch.Generator) -> None:
-    case = make_case(fresh, [(3, 40), (3, 40)])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
+def test_nan_in_one_sequence_stays_there(fresh: torch.Generator, cache_dtype: torch.dtype) -> None:
+    case = make_case(fresh, [(3, 40), (3, 40)], cache_dtype=cache_dtype)
     case.k_cache[case.block_tables[0, 1], 0, 3, 5] = float("nan")
     result = case.run()
     assert result[:3, :3].isnan().all()

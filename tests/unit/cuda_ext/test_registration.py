@@ -180,7 +180,8 @@ def test_an_operator_gives_what_its_twin_gives(
     found, expected = getattr(torch.ops.shoal, name)(*arguments), twin()
     if found is None:
         found = [arguments[0], *arguments[5:7]]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # the level with tiles takes 16 bits of an activation where weights or cache are bfloat16
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "make"), CASES)

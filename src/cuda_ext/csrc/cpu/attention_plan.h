@@ -15,12 +15,15 @@ struct AttentionSpan {
     float* parts;  // where each section's sums go when sections are items of their own, else null
 };
 
+// Rows are whole tiles of 16.
 struct AttentionScratch {
     int64_t* positions;  // [rows]
     float* q;            // [rows, dim]
     float* columns;      // [dim, kTile]: keys
     float* scores;       // [rows, kTile]
     float* sums;         // [rows, dim rounded up]
+    uint16_t* query_parts;   // [rows, dim, 2] and
+    uint16_t* weight_parts;  // [rows, kTile, 2], as tiles take them (tile_product.h)
     float* peak;         // [rows]
     float* total;        // [rows]
     float* values;       // [kTile, dim rounded up]

@@ -20,6 +20,7 @@ extern const Level SHOAL_LEVEL = {
     pack_weight,
     lay_tiles,
     linear,
+    nullptr,
     linear_quantised,
     quantise,
     kMostRows,

@@ -16,11 +16,13 @@ struct Level {
     void (*pack_weight)(const PackWeightArgs&, int64_t begin, int64_t end);  // panels
     void (*lay_tiles)(const LinearArgs&, const LinearTiles&, float* to, int64_t begin, int64_t end);
     void (*linear)(const LinearArgs&, const LinearTiles&, const LinearSpan&);
+    int (*linear_bf16)(const LinearArgs&);  // all of linear with bfloat16 weights, returns a status; or null
     void (*linear_quantised)(const QuantisedLinearArgs&, const QuantisedSpan&);
     void (*quantise)(const QuantiseArgs&, int64_t begin, int64_t end);
     int64_t linear_rows;  // at most in a tile
-    // merges: puts the kept sections of a span together
-    void (*paged_attention)(const AttentionArgs&, const AttentionSpan&, const AttentionScratch&, bool merges);
+    // Some spans, one after the other. merges: puts their kept sections together
+    void (*paged_attention)(const AttentionArgs&, const AttentionSpan*, int64_t count, const AttentionScratch&,
+                            bool merges);
     Peak (*find_peak)(const float* logits, int64_t count);
     void (*weigh_logits)(const float* logits, int64_t count, float peak, float temperature, float* weights,
                          double* sums);

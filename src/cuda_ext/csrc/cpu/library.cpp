@@ -5,8 +5,11 @@
 #include <cstring>
 
 #include "level.h"
+#include "linear_amx.h"
 #include "linear_quantised_amx.h"
+#include "paged_attention_amx.h"
 #include "parallel.h"
+#include "tiles.h"
 
 namespace {
 
@@ -18,7 +21,9 @@ struct NamedLevel {
 
 #if defined(__x86_64__)
 Level with_tiles(Level level) {
+    level.linear_bf16 = linear_amx;
     level.linear_quantised = linear_quantised_amx;
+    level.paged_attention = paged_attention_amx;
     return level;
 }
 #endif
@@ -32,7 +37,7 @@ const NamedLevel* levels() {
     static const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     static const Level tiles = with_tiles(kAvx512Vnni);
     static const NamedLevel all[] = {
-        {"avx512_amx", &tiles, vnni && amx_is_usable()},
+        {"avx512_amx", &tiles, vnni && tiles_are_usable()},
         {"avx512_vnni", &kAvx512Vnni, vnni},
         {"avx512", &kAvx512, avx512},
         {"avx2", &kAvx2, avx2},

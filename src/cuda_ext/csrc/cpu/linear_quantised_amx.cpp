@@ -2,16 +2,12 @@
 #include "linear_quantised_amx.h"
 
 #if defined(__AMX_INT8__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "level.h"
 #include "quantised_factors.h"
+#include "tiles.h"
 
 namespace {
 
-constexpr int64_t kTileRows = 16;   // activations
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kPlaces = 4;      // of products: loads and stores 4 KiB apart are taken for dependent
 constexpr int64_t kSection = 32;    // blocks of activations that stay in the first-level cache: tiles · groups
@@ -20,22 +16,13 @@ constexpr int64_t kMostTileRows = 64;  // at a time
 constexpr int64_t kFewRows = 4;     // up to which the vector kernel is the faster one
 
 // Tiles: sums 0 and 1 (and 2 and 3 of W8's low parts), activations 4 and 5, weights 6 and 7.
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-
-    TileShapes(int64_t count, int bits) {
-        for (int tile = 0; tile < 4; tile++) set(tile, count, 64);
-        for (int tile = 4; tile < 6; tile++) set(tile, count, bits == 4 ? 2 * kGroup : kGroup);
-        for (int tile = 6; tile < 8; tile++) set(tile, bits == 4 ? 16 : 8, 64);
-    }
-
-    void set(int tile, int64_t count, int64_t bytes) {
-        rows[tile] = uint8_t(count);
-        row_bytes[tile] = uint16_t(bytes);
-    }
-};
+TileShapes shapes_of(int64_t count, int bits) {
+    TileShapes shapes;
+    for (int tile = 0; tile < 4; tile++) shapes.set(tile, count, kTileLine);
+    for (int tile = 4; tile < 6; tile++) shapes.set(tile, count, bits == 4 ? 2 * kGroup : kGroup);
+    for (int tile = 6; tile < 8; tile++) shapes.set(tile, bits == 4 ? 16 : 8, kTileLine);
+    return shapes;
+}
 
 struct Scratch {
     alignas(64) uint8_t weights[kSection][kTileBytes];
@@ -63,40 +50,55 @@ INLINE void unpack(const uint8_t* block, uint8_t* to) {
     }
 }
 
-// Tiles are named by literals. A product takes some fifty cycles: it is begun, kept and looked at one block apart each.
-#define BEGIN(SUMS, LOW_SUMS, CODES, WEIGHTS)                           \
-    _tile_loadd(WEIGHTS, weights, kLine);                               \
-    _tile_loadd(CODES, codes, kLine);                                   \
-    _tile_zero(SUMS);                                                   \
-    _tile_dpbsud(SUMS, CODES, WEIGHTS);                                 \
-    if constexpr (Bits == 8) {                                          \
-        _tile_loadd(CODES, codes + kGroup, kLine);                      \
-        _tile_zero(LOW_SUMS);                                           \
-        _tile_dpbsud(LOW_SUMS, CODES, WEIGHTS);                         \
-    }
-#define KEEP(SUMS, LOW_SUMS)                                            \
-    _tile_stored(SUMS, s.products[i % kPlaces], kPanel * 4);            \
-    if constexpr (Bits == 8) {                                          \
-        _tile_stored(LOW_SUMS, s.low_products[i % kPlaces], kPanel * 4); \
-    }
+// Tiles are named by literals. A product takes some fifty cycles: it is begun kAhead blocks before it is looked at.
+#define BEGIN(SUMS, CODES, WEIGHTS)       \
+    _tile_loadd(WEIGHTS, weights, kLine); \
+    _tile_loadd(CODES, codes, kLine);     \
+    _tile_zero(SUMS);                     \
+    _tile_dpbsud(SUMS, CODES, WEIGHTS);
+#define BEGIN_BOTH(SUMS, LOW_SUMS, CODES, WEIGHTS)  \
+    BEGIN(SUMS, CODES, WEIGHTS)                     \
+    _tile_loadd(CODES, codes + kGroup, kLine);      \
+    _tile_zero(LOW_SUMS);                           \
+    _tile_dpbsud(LOW_SUMS, CODES, WEIGHTS);
+
+template <int Bits>
+constexpr int64_t kAhead = Bits == 4 ? 3 : 2;
 
 // Begins the products of the i-th block with up to 16 rows.
 template <int Bits>
 INLINE void begin(int64_t i, const uint8_t* weights, const int8_t* codes) {
     asm volatile("" ::: "memory");  // the compiler does not know that loads of tiles read memory
-    if (i % 2 == 0) {
-        BEGIN(0, 2, 4, 6)
+    if constexpr (Bits == 4) {
+        switch (i % 4) {
+            case 0: BEGIN(0, 4, 6) break;
+            case 1: BEGIN(1, 5, 7) break;
+            case 2: BEGIN(2, 4, 6) break;
+            default: BEGIN(3, 5, 7)
+        }
+    } else if (i % 2 == 0) {
+        BEGIN_BOTH(0, 2, 4, 6)
     } else {
-        BEGIN(1, 3, 5, 7)
+        BEGIN_BOTH(1, 3, 5, 7)
     }
 }
 
 template <int Bits>
 INLINE void keep(Scratch& s, int64_t i) {
-    if (i % 2 == 0) {
-        KEEP(0, 2)
+    const auto products = s.products[i % kPlaces];
+    if constexpr (Bits == 4) {
+        switch (i % 4) {
+            case 0: _tile_stored(0, products, kPanel * 4); break;
+            case 1: _tile_stored(1, products, kPanel * 4); break;
+            case 2: _tile_stored(2, products, kPanel * 4); break;
+            default: _tile_stored(3, products, kPanel * 4);
+        }
+    } else if (i % 2 == 0) {
+        _tile_stored(0, products, kPanel * 4);
+        _tile_stored(2, s.low_products[i % kPlaces], kPanel * 4);
     } else {
-        KEEP(1, 3)
+        _tile_stored(1, products, kPanel * 4);
+        _tile_stored(3, s.low_products[i % kPlaces], kPanel * 4);
     }
 }
 
@@ -134,11 +136,12 @@ struct TileBlock {
         Vec sums[Rows];
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; r++) sums[r] = load(sums_at[r]);
-        begin<Bits>(0, weights_of(0), codes[0][0]);
-        if (count > 1) begin<Bits>(1, weights_of(1), codes[1][0]);
+        constexpr int64_t begun = kAhead<Bits>;
+        for (int64_t i = 0; i < begun && i < count; i++) begin<Bits>(i, weights_of(i), codes[i][0]);
         keep<Bits>(s, 0);
+#pragma GCC unroll 4
         for (int64_t i = 0; i < count; i++) {
-            if (i + 2 < count) begin<Bits>(i + 2, weights_of(i + 2), codes[i + 2][0]);
+            if (i + begun < count) begin<Bits>(i + begun, weights_of(i + begun), codes[i + begun][0]);
             if (i + 1 < count) keep<Bits>(s, i + 1);
             if (ahead)
                 for (int64_t line = 0; line < kBytes; line += kLine) __builtin_prefetch(ahead + i * kBytes + line);
@@ -173,7 +176,7 @@ void tiles_of_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
         lay_factors<kGroup>(a, first, rows, kTileRows, memory.from(tile * kTileRows * groups));
         lay_codes(a, first, rows, s.codes + tile * kTileRows * groups);
     }
-    const TileShapes shapes(tiles > 1 ? kTileRows : count, Bits);  // rows beyond the last cost less than other shapes
+    const TileShapes shapes = shapes_of(tiles > 1 ? kTileRows : count, Bits);  // rows beyond the last cost less than other shapes
     _tile_loadconfig(&shapes);
     // Part of the inputs after the other, for a chunk of panels, so that the activations are read from the nearest cache.
     const int64_t sections = (groups * tiles + kSection - 1) / kSection;
@@ -211,14 +214,6 @@ void tiles_of_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
 
 }  // namespace
 
-bool amx_is_usable() {
-    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
-    unsigned eax, ebx, ecx, edx;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (kTile | kInt8)) != (kTile | kInt8)) return false;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-
 void linear_quantised_amx(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     const int64_t count = span.last_row - span.first_row, padded = round_up(count, kTileRows);
     const bool fits = padded <= kMostTileRows && padded * QuantisedRow::groups(a.inputs) <= kMostFactors;
@@ -231,8 +226,6 @@ void linear_quantised_amx(const QuantisedLinearArgs& a, const QuantisedSpan& spa
 }
 
 #else
-
-bool amx_is_usable() { return false; }
 
 void linear_quantised_amx(const QuantisedLinearArgs&, const QuantisedSpan&) {}
 

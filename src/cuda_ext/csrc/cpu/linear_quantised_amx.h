@@ -5,7 +5,4 @@
 #include "linear_plan.h"
 #include "shoal_cpu.h"
 
-// Whether this processor has the tiles and the system lets this process use them.
-bool amx_is_usable();
-
 void linear_quantised_amx(const QuantisedLinearArgs& a, const QuantisedSpan& span);

@@ -3,6 +3,7 @@
 #include "level.h"
 #include "library.h"
 #include "parallel.h"
+#include "tiles.h"
 
 namespace {
 
@@ -59,7 +60,7 @@ void list_spans(const AttentionArgs& a, AttentionSpan* next) {
 }
 
 AttentionScratch carve(Carver& from, const AttentionArgs& a) {
-    const int64_t rows = span_tokens(a) * (a.heads / a.kv_heads);
+    const int64_t rows = (span_tokens(a) * (a.heads / a.kv_heads) + kTileRows - 1) / kTileRows * kTileRows;
     const int64_t padded_dim = (a.dim + kWidestVec - 1) / kWidestVec * kWidestVec;
     AttentionScratch scratch;
     scratch.positions = from.take<int64_t>(rows);
@@ -67,6 +68,8 @@ AttentionScratch carve(Carver& from, const AttentionArgs& a) {
     scratch.columns = from.take<float>(kTile * padded_dim);
     scratch.scores = from.take<float>(rows * kTile);
     scratch.sums = from.take<float>(rows * padded_dim);
+    scratch.query_parts = from.take<uint16_t>(rows * a.dim * 2);
+    scratch.weight_parts = from.take<uint16_t>(rows * kTile * 2);
     scratch.peak = from.take<float>(rows);
     scratch.total = from.take<float>(rows);
     scratch.values = from.take<float>(kTile * padded_dim);
@@ -103,7 +106,7 @@ int attend_by_section(const AttentionArgs& a, const Work& work, int64_t scratch_
     const auto run = [&](const AttentionSpan* list, bool merges) {
         return [&a, list, memory, scratch_bytes, merges](int64_t item, int thread) {
             Carver mine(memory + thread * scratch_bytes);
-            current_level().paged_attention(a, list[item], carve(mine, a), merges);
+            current_level().paged_attention(a, list + item, 1, carve(mine, a), merges);
         };
     };
     parallel_items(work.sections, true, run(items, false));
@@ -130,9 +133,11 @@ extern "C" EXPORT int shoal_paged_attention(const AttentionArgs* args) {
     if (!spans && work.spans) return kNoMemory;
     list_spans(a, spans);
 
-    parallel_items(work.spans, worth_it, [&](int64_t item, int thread) {
+    // The KV heads of one sequence's tokens, where there are enough of those.
+    const int64_t together = work.spans / a.kv_heads < kSpansAThread * thread_count() ? 1 : a.kv_heads;
+    parallel_items(work.spans / together, worth_it, [&](int64_t item, int thread) {
         Carver mine(memory + thread * size.taken());
-        current_level().paged_attention(a, spans[item], carve(mine, a), false);
+        current_level().paged_attention(a, spans + item * together, together, carve(mine, a), false);
     });
     return kOk;
 }

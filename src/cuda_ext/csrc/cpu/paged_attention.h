@@ -43,10 +43,14 @@ INLINE void transpose_piece(const Cache* const* keys, int64_t dim, int64_t d, fl
 }
 
 // Two bfloat16 at a time: they travel through the transposition as one 32-bit element.
-INLINE void transpose_pairs(const bf16* const* keys, int64_t d, float* columns) {
-    Vec v[kWidth];
+INLINE void load_pairs(const bf16* const* keys, int64_t d, Vec (&v)[kWidth]) {
     for (int i = 0; i < kWidth; i++) __builtin_memcpy(&v[i], keys[i] + d, sizeof v[i]);
     transpose(v);
+}
+
+INLINE void transpose_pairs(const bf16* const* keys, int64_t d, float* columns) {
+    Vec v[kWidth];
+    load_pairs(keys, d, v);
     for (int i = 0; i < kWidth; i++) {
         store(columns + (d + 2 * i) * kTile, (Vec)((BitVec)v[i] << 16));
         store(columns + (d + 2 * i + 1) * kTile, (Vec)((BitVec)v[i] & 0xffff0000));
@@ -143,6 +147,14 @@ void score_rows_of(int64_t rows, const float* q, const float* columns, int64_t d
     score_rows<Rows>(q, columns, dim, first, last, scores);
 }
 
+}  // namespace
+
+#if defined(__AMX_BF16__)
+#include "attention_tiles.h"
+#endif
+
+namespace {
+
 // --- one item ---
 
 template <typename Cache>
@@ -175,6 +187,11 @@ struct AttentionItem {
             scratch.whole_peak[row] = -__builtin_inff();
             scratch.whole_total[row] = 0.0f;
         }
+#if defined(__AMX_BF16__)
+        if (fits_tiles())
+            for (int64_t row = 0; row < rows; row++)
+                split_row(scratch.q + row * a.dim, a.dim, parts_of(scratch.query_parts, row, a.dim / kStrip));
+#endif
         __builtin_memset(scratch.whole_sums, 0, rows * stride * sizeof(float));
     }
 
@@ -201,10 +218,17 @@ struct AttentionItem {
         }
     }
 
+    INLINE int64_t last_position() const { return first_position + span.tokens - 1; }
+
+    // The first position of the first tile that any row sees.
+    INLINE int64_t first_base() const {
+        return max_of(seen_from(first_position) / kTile * kTile, span.first_section * kSection);
+    }
+
     // Where the tile's positions lie that any row sees; the other entries repeat the first one.
-    void find_rows(int64_t base, TileRows& tile) {
+    void find_rows(int64_t base, TileRows& tile) const {
         const int64_t first = max_of(0, seen_from(first_position) - base);
-        const int64_t last = min_of(kTile, position_of(rows - 1) + 1 - base);
+        const int64_t last = min_of(kTile, last_position() + 1 - base);
         const int32_t* table = a.block_tables + span.sequence * a.table_stride;
         const int64_t row = cache_row<Cache>(a.dim);
         int64_t index = (base + first) / a.block_size, offset = (base + first) % a.block_size;
@@ -331,13 +355,26 @@ struct AttentionItem {
         const int64_t first = max_of(0, seen_from(position_of(begin)) - base);
         const int64_t last = min_of(kTile, position_of(end - 1) + 1 - base);
         const Ahead<Cache> values_ahead{here.values, a.dim}, keys_ahead{next.keys, a.dim};
+        const auto weigh_rows = [&] {
+            for (int64_t row = begin; row < end; row++)
+                weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
+        };
 
+#if defined(__AMX_BF16__)
+        if constexpr (kTiles)
+            if (fits_tiles()) {
+                const TileSpan seen{a.dim, begin, end, first, last};
+                score_on_tiles(seen, here.keys, scratch, values_ahead);
+                weigh_rows();
+                return add_values_on_tiles(seen, here.values, scratch, min_of(rows, round_up(end, kTileRows)), stride,
+                                           keys_ahead);
+            }
+#endif
         transpose_keys(here.keys, first, last, a.dim, scratch.columns, values_ahead);
         for (int64_t row = begin; row < end; row += kRowsAtOnce)
             score_rows_of<kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, scratch.columns,
                                        a.dim, first, last, scratch.scores + row * kTile);
-        for (int64_t row = begin; row < end; row++)
-            weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
+        weigh_rows();
         if constexpr (sizeof(Cache) > 1) {
             const bool read_often = sizeof(Cache) < sizeof(float) && end - begin > 2 * kRowsAtOnce;
             if (a.dim % kWidth == 0 && !read_often)
@@ -346,12 +383,25 @@ struct AttentionItem {
         add_values(pad_values(here.values, first, last), base, begin, end, keys_ahead);
     }
 
+#if defined(__AMX_BF16__)
+    static constexpr bool kTiles = sizeof(Cache) == sizeof(bf16);
+
+    INLINE bool fits_tiles() const { return kTiles && a.dim % kStrip == 0; }
+#endif
+
     void finish() {
         for (int64_t row = 0; row < rows; row++) {
             const int64_t token = span.first_token + row / group, head = span.kv_head * group + row % group;
             float* out = a.out + (token * a.heads + head) * a.dim;
             const float* sums = scratch.whole_sums + row * stride;
             const Vec total = broadcast(scratch.whole_total[row]);
+#if defined(__AMX_BF16__)
+            if (fits_tiles()) {
+                for (int64_t d = 0; d < a.dim; d += kStrip)
+                    put_in_order(load(sums + d) / total, load(sums + d + kWidth) / total, out + d);
+                continue;
+            }
+#endif
             for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(out + i, load(sums + i) / total, n); });
         }
     }
@@ -364,17 +414,25 @@ struct AttentionItem {
         __builtin_memcpy(part + rows * (stride + 1), scratch.total, rows * sizeof(float));
     }
 
-    void run() {
+    // after: what this thread does then, whose first keys are asked of the memory before; or null.
+    void run(const AttentionSpan* after) {
         start();
-        const int64_t last_base = position_of(rows - 1) / kTile * kTile;
-        const int64_t end = min_of(last_base, span.last_section * kSection - kTile);
-        int64_t base = max_of(seen_from(first_position) / kTile * kTile, span.first_section * kSection);
+        const int64_t end = min_of(last_position() / kTile * kTile, span.last_section * kSection - kTile);
+        int64_t base = first_base();
         if (base > end) return;
+#if defined(__AMX_BF16__)
+        if (fits_tiles()) load_shapes(rows);
+#endif
         TileRows tiles[2];
         find_rows(base, tiles[0]);
         start_section();
         for (int which = 0; base <= end; base += kTile, which ^= 1) {
-            find_rows(min_of(base + kTile, end), tiles[which ^ 1]);
+            if (base == end && after) {
+                const AttentionItem<Cache> next{a, *after, scratch};
+                next.find_rows(next.first_base(), tiles[which ^ 1]);
+            } else {
+                find_rows(min_of(base + kTile, end), tiles[which ^ 1]);
+            }
             tile(base, tiles[which], tiles[which ^ 1]);
             if (base + kTile <= end && (base + kTile) % kSection) continue;
             if (is_whole())
@@ -383,6 +441,9 @@ struct AttentionItem {
                 keep_section(base / kSection);
             start_section();
         }
+#if defined(__AMX_BF16__)
+        _tile_release();
+#endif
         if (is_whole()) finish();
     }
 
@@ -398,21 +459,25 @@ struct AttentionItem {
 };
 
 template <typename Cache>
-void attend(const AttentionArgs& a, const AttentionSpan& span, const AttentionScratch& scratch, bool merges) {
-    AttentionItem<Cache> item{a, span, scratch};
-    if (merges)
-        item.merge();
-    else
-        item.run();
+void attend(const AttentionArgs& a, const AttentionSpan* spans, int64_t count, const AttentionScratch& scratch,
+            bool merges) {
+    for (int64_t i = 0; i < count; i++) {
+        AttentionItem<Cache> item{a, spans[i], scratch};
+        if (merges)
+            item.merge();
+        else
+            item.run(i + 1 < count ? spans + i + 1 : nullptr);
+    }
 }
 
-void paged_attention(const AttentionArgs& a, const AttentionSpan& span, const AttentionScratch& scratch, bool merges) {
+void paged_attention(const AttentionArgs& a, const AttentionSpan* spans, int64_t count,
+                     const AttentionScratch& scratch, bool merges) {
     if (a.cache_dtype == kFloat32)
-        attend<float>(a, span, scratch, merges);
+        attend<float>(a, spans, count, scratch, merges);
     else if (a.cache_dtype == kBFloat16)
-        attend<bf16>(a, span, scratch, merges);
+        attend<bf16>(a, spans, count, scratch, merges);
     else
-        attend<int8_t>(a, span, scratch, merges);
+        attend<int8_t>(a, spans, count, scratch, merges);
 }
 
 }  // namespace
