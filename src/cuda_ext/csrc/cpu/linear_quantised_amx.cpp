@@ -28,7 +28,7 @@ struct Scratch {
     alignas(64) uint8_t weights[kSection][kTileBytes];
     alignas(64) int32_t products[kPlaces][kTileRows][kPanel];
     alignas(64) int32_t low_products[kPlaces][kTileRows][kPanel];
-    alignas(64) float sums[kChunk][kMostTileRows][kPanel];
+    alignas(64) float sums[kChunk][kMostTileRows + 1][kPanel];  // one more: panels 4 KiB apart would share cache sets
     alignas(64) int8_t codes[kMostFactors][2 * kGroup];  // a tile for each block of inputs of each tile of rows
 };
 
