@@ -5,19 +5,25 @@ decoder writes and reads through ``cuda_ext.ops``. Who owns which block is the s
 """
 
 import math
+import mmap
 from pathlib import Path
+from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Settings
 from shoal.cuda_ext.ops import cache_row_elements
+from shoal.cuda_ext.weight_memory import map_huge
 from shoal.errors import StartError
 from shoal.workers.parallel import Shard
 
 _MIB = 1 << 20
+_BYTES_AHEAD: Final = 512 * _MIB
+_PIECE_BYTES: Final = 8 * _MIB
+"""Some 15 ms of a virtual machine's time: what comes meanwhile waits for it."""
+_MADV_POPULATE_WRITE: Final = 23
 
 
 class KVCache:
@@ -38,8 +44,8 @@ class KVCache:
             block_size,
             cache_row_elements(description.head_dim, dtype),
         )
-        self.keys = _allocate(shape, dtype)
-        self.values = _allocate(shape, dtype)
+        self._ahead = MemoryAhead(description.num_layers)
+        self.keys, self.values = (_allocate(shape, dtype, self._ahead) for _ in range(2))
         self.num_blocks = num_blocks
         self.block_size = block_size
 
@@ -47,12 +53,53 @@ class KVCache:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    def prepare(self, block: int) -> bool:
+        """For a rank that has nothing to do: has the system give a few megabytes of the blocks that come after
+        ``block``, the last one in use. Returns whether that goes on."""
+        return self._ahead.take(block * self.keys[0, 0].nbytes)
 
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+
+class MemoryAhead:
+    """The system gives memory when it is first written: milliseconds a megabyte in a virtual machine, for which a step
+    would wait. So some of it is asked for ahead of use; not all, since most servers never fill their cache."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._num_layers = num_layers
+        self._mappings: list[tuple[mmap.mmap, int, int]] = []
+        self._taken = 0
+        """Bytes of each layer's part."""
+        self._is_possible = True
+
+    def add(self, mapping: mmap.mmap, begin: int, size: int) -> None:
+        """``size`` bytes from ``begin`` on, one layer after the other."""
+        self._mappings.append((mapping, begin, size // self._num_layers))
+
+    def take(self, used: int) -> bool:
+        """One step further, unless enough lies beyond the first ``used`` bytes of each layer's part."""
+        part = max(size for _, _, size in self._mappings)
+        enough = used + _BYTES_AHEAD // (self._num_layers * len(self._mappings))
+        if not self._is_possible or self._taken >= min(part, enough):
+            return False
+        step = max(_PIECE_BYTES // (self._num_layers * len(self._mappings)), mmap.PAGESIZE)
+        try:
+            for mapping, begin, size in self._mappings:
+                for layer in range(self._num_layers):
+                    first = (begin + layer * size + self._taken) // mmap.PAGESIZE * mmap.PAGESIZE
+                    mapping.madvise(_MADV_POPULATE_WRITE, first, min(step, size - self._taken) + mmap.PAGESIZE)
+        except OSError:
+            self._is_possible = False  # Linux before 5.14, or memory is short
+        self._taken += step
+        return True
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, ahead: MemoryAhead) -> Tensor:
     """Zeros, which the operating system gives page by page as blocks are first written (torch.zeros writes them
     all at once: gigabytes of memory and seconds of start-up)."""
+    size = math.prod(shape) * dtype.itemsize
     try:
-        return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+        mapping, begin = map_huge(size)
+        ahead.add(mapping, begin, size)
+        return torch.frombuffer(mapping, dtype=torch.uint8, count=size, offset=begin).view(dtype).view(shape)
     except MemoryError as error:
         raise StartError(
             f"no memory for {shape[1]} KV blocks: lower --instance_num, --session_len or "

@@ -138,6 +138,23 @@ def test_memory_is_taken_as_blocks_are_written() -> None:
     assert not cache.keys[-1, -1].any()
 
 
+def test_memory_is_taken_ahead_of_use() -> None:
+    cache = KVCache(DESCRIPTION, split(DESCRIPTION, 1, 0), torch.bfloat16, 250_000, 16)
+    cache.keys[:, 0] = 3
+    before = resident_bytes()
+    assert cache.prepare(0)
+    while cache.prepare(0):
+        pass
+    assert 500 << 20 < resident_bytes() - before < 560 << 20, "half a gigabyte"
+    used = 20_000
+    while cache.prepare(used):
+        pass
+    expected = (512 << 20) + used * cache.nbytes // 250_000
+    assert abs(resident_bytes() - before - expected) < 64 << 20
+    assert not cache.keys[:, 1:].any()
+    assert (cache.keys[:, 0] == 3).all()
+
+
 def resident_bytes() -> int:
     """Anonymous memory of this process."""
     status = Path("/proc/self/status").read_text()
