@@ -70,14 +70,21 @@ PICKS = {
 }
 """How each operator is shared out, for ``python -m shoal.cuda_ext``."""
 
+_NO_MEMORY = 4
 _LAUNCH_FAILED = 8
 _ERRORS = {
-    4: "the operator's workspace is too small",
+    _NO_MEMORY: "the operator's workspace is too small",
     7: "there is no CUDA kernel for these sizes or types",
     _LAUNCH_FAILED: "a kernel did not start",
 }
 
 Value = int | float | Tensor | None
+
+
+class CudaError(RuntimeError):
+    """The device failed, in the driver's words. What is on it is lost: the process is to end."""
+
+
 Call = tuple[str, dict[str, Value]]
 """An operator and its struct's fields; those left out are 0 or null."""
 
@@ -118,6 +125,25 @@ class CudaLibrary:
             found[f"{len(found)}: {name.value.decode()}"] = f"sm_{capability}"
         return found
 
+    def count_devices(self) -> int:
+        """That this process may use."""
+        return len(self.chips())
+
+    def do(self, function: str, *arguments: Any) -> None:
+        """Calls a function of csrc/cuda/device.cu. Raises CudaError, or MemoryError where the device has not enough."""
+        status = getattr(self._functions, f"shoal_{function}")(*arguments)
+        if status == _NO_MEMORY:
+            raise MemoryError(self.error)
+        if status:
+            raise CudaError(self.error)
+
+    def make(self, function: str, *arguments: Any, size: int | None = None) -> ctypes.c_void_p:
+        """The same, of those that give a pointer: to memory of ``size`` bytes, or after the arguments."""
+        made = ctypes.c_void_p()
+        sizes = () if size is None else (ctypes.c_int64(size),)
+        self.do(function, *arguments, ctypes.byref(made), *sizes)
+        return made
+
     @property
     def error(self) -> str:
         """Of the last launch that failed."""
@@ -131,7 +157,7 @@ class CudaLibrary:
     def run(self, calls: Sequence[Call], *, together: bool = False) -> None:
         """Starts the operators in order. together: emulated kernels that wait for each other take turns.
 
-        Raises NotImplementedError, MemoryError, or RuntimeError with the driver's words."""
+        Raises NotImplementedError, MemoryError, or CudaError."""
         packed = [ctypes.create_string_buffer(pack(operator, fields)) for operator, fields in calls]
         self.run_structs([operator for operator, _ in calls], packed, together=together)
 
@@ -150,8 +176,8 @@ class CudaLibrary:
 
     def _raise(self, operator: str, status: int) -> None:
         if status == _LAUNCH_FAILED:
-            raise RuntimeError(self.error)
-        kinds = {4: MemoryError, 7: NotImplementedError}
+            raise CudaError(self.error)
+        kinds = {_NO_MEMORY: MemoryError, 7: NotImplementedError}
         raise kinds.get(status, RuntimeError)(f"{operator}: {_ERRORS.get(status, f'status {status}')}")
 
 

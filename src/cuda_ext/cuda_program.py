@@ -21,11 +21,14 @@ class CudaProgram:
     Tensors are on ``device``: a chip, or the CPU where the library is emulated.
     """
 
-    def __init__(self, library: CudaLibrary, device: torch.device) -> None:
+    def __init__(
+        self, library: CudaLibrary, device: torch.device, stream: ctypes.c_void_p | None = None
+    ) -> None:
         if library.is_emulated != (device.type == "cpu"):
             raise ValueError(f"a library for {library.targets} does not run on {device}")
         self.device = device
         self.library = library
+        self._stream = stream
         self._calls = _Calls(library)
 
     def add(self, operator: str, **fields: Field) -> None:
@@ -33,9 +36,13 @@ class CudaProgram:
         self._calls.add(operator, fields)
 
     def run(self) -> None:
-        """On torch's current stream. Raises what ``CudaLibrary.run`` raises."""
-        stream = 0 if self.device.type == "cpu" else torch.cuda.current_stream(self.device).cuda_stream
-        self._calls.run(stream)
+        """On ``stream``, or without one on torch's current stream. Raises what ``CudaLibrary.run`` raises."""
+        if self._stream is not None:
+            self._calls.run(self._stream.value or 0)
+        elif self.device.type == "cpu":
+            self._calls.run(0)
+        else:
+            self._calls.run(torch.cuda.current_stream(self.device).cuda_stream)
 
 
 class _Calls:

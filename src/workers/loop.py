@@ -15,9 +15,11 @@ from shoal.checkpoint import describe, locate_model, with_rope_scaling
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Settings
 from shoal.cuda_ext.binding import PeerLost
+from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.errors import StartError
 from shoal.messages import Allocate, Broken, GivenUp, GiveUp, Load, Loaded, Loading, Ready, StepPlan, Stop
 from shoal.workers.choose_decoder import make_decoder
+from shoal.workers.device import choose_device
 from shoal.workers.dtype import resolve_cache_dtype, resolve_dtype
 from shoal.workers.grammar import GrammarThreads, load_grammar_tokens
 from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks
@@ -41,6 +43,7 @@ class RankLoop:
     def __init__(self, settings: Settings, rank: int) -> None:
         self._settings = settings
         self._rank = rank
+        self._device = choose_device(settings, rank)
         self._link = SchedulerLink(settings.run_dir, rank)
         self._model: _LoadedModel | None = None
         self._group: Group | None = None
@@ -76,7 +79,7 @@ class RankLoop:
         self._crew_epoch = load.crew_epoch
         try:
             if self._model is None:
-                self._model = _load_model(self._settings, self._rank, self._link)
+                self._model = _load_model(self._settings, self._rank, self._link, self._device)
             num_blocks = self._model.count_blocks(self._settings)
         except StartError as error:
             self._link.send(Broken(load.crew_epoch, "load_failed", str(error)))
@@ -133,7 +136,10 @@ class RankLoop:
 class _LoadedModel:
     """This rank's shard of the weights, and what is built on it for a crew epoch."""
 
-    def __init__(self, description: ModelDescription, shard: Shard, parameters: Parameters) -> None:
+    def __init__(
+        self, description: ModelDescription, shard: Shard, parameters: Parameters, device: CudaDevice | None
+    ) -> None:
+        self.device = device
         self.description = description
         self.shard = shard
         self.parameters = parameters
@@ -151,7 +157,8 @@ class _LoadedModel:
         )
 
     def _cache_dtype(self, settings: Settings) -> torch.dtype:
-        return resolve_cache_dtype(settings.kv_cache_dtype, self.parameters.dtype)
+        cuda = self.device is not None
+        return resolve_cache_dtype(settings.kv_cache_dtype, self.parameters.dtype, cuda=cuda)
 
     def make_runner(
         self, settings: Settings, group: Group, allocate: Allocate, grammars: GrammarThreads | None
@@ -167,7 +174,13 @@ class _LoadedModel:
                 settings.cache_block_seq_len,
             )
         decoder = make_decoder(
-            self.description, self.shard, self.parameters, self._cache, group, settings.session_len
+            self.description,
+            self.shard,
+            self.parameters,
+            self._cache,
+            group,
+            settings.session_len,
+            self.device,
         )
         warm_rows = min(settings.instance_num, allocate.num_blocks)
         warm_up(
@@ -196,7 +209,7 @@ def _grammar_threads(settings: Settings) -> GrammarThreads:
     return GrammarThreads(partial(load_grammar_tokens, settings.model), mask_threads)
 
 
-def _load_model(settings: Settings, rank: int, link: SchedulerLink) -> _LoadedModel:
+def _load_model(settings: Settings, rank: int, link: SchedulerLink, device: CudaDevice | None) -> _LoadedModel:
     began_s = time.monotonic()
     location = locate_model(settings.model)
     description = with_rope_scaling(describe(location), settings.rope_scaling_factor)
@@ -216,7 +229,7 @@ def _load_model(settings: Settings, rank: int, link: SchedulerLink) -> _LoadedMo
         open_source(location),
         description,
         shard,
-        resolve_dtype(settings.dtype),
+        resolve_dtype(settings.dtype, cuda=device is not None),
         progress=tell,
         quantization=settings.quantization,
     )
@@ -228,4 +241,4 @@ def _load_model(settings: Settings, rank: int, link: SchedulerLink) -> _LoadedMo
         bytes=parameters.nbytes,
         seconds=time.monotonic() - began_s,
     )
-    return _LoadedModel(description, shard, parameters)
+    return _LoadedModel(description, shard, parameters, device)

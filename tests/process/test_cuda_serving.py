@@ -46,10 +46,10 @@ class Answer:
     leads: list[float]
 
 
-def answers(folder: Path, env: dict[str, str]) -> list[Answer]:
+def answers(folder: Path, env: dict[str, str], *flags: str) -> list[Answer]:
     """Greedy, to each prompt."""
     found = []
-    with running_server(str(folder), *FLAGS, env=env) as server:
+    with running_server(str(folder), *FLAGS, *flags, env=env) as server:
         for prompt in PROMPTS:
             body = {"model": folder.name, "prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 2}
             status, answer = server.post("/v1/completions", body)
@@ -63,7 +63,7 @@ def answers(folder: Path, env: dict[str, str]) -> list[Answer]:
 def test_the_same_tokens_as_on_the_cpu(tiny: Path) -> None:
     """But for what follows a near tie, which activations of 16 bits may turn round."""
     expected = answers(tiny, {})
-    found = answers(tiny, {"SHOAL_CUDA_LIBRARY": str(emulated.build())})
+    found = answers(tiny, {"SHOAL_CUDA_LIBRARY": str(emulated.build())}, "--device", "cuda")
     agreed = 0
     for ours, theirs in zip(found, expected, strict=True):
         assert len(ours.tokens) == len(theirs.tokens) == 12

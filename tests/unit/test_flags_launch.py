@@ -106,7 +106,8 @@ def test_longer_than_the_model(folder: Path, tmp_path: Path) -> None:
     [
         (["--tp=7"], "--tp 7: the model has 6 attention heads"),
         (["--trust-remote-code"], "--trust_remote_code: refused"),
-        (["--dtype=float16"], "--dtype float16: not available yet"),
+        (["--dtype=float16", "--device=cpu"], "--dtype float16: only on a GPU"),
+        (["--dtype=float32", "--device=cuda"], "--dtype float32: not on a GPU"),
         (["--model_format=awq"], "--model_format awq: not available yet"),
         (["--model_format=gguf"], "--model_format gguf: the model at"),
         (["--chat_template=nowhere.jinja"], "--chat_template nowhere.jinja: no such file"),

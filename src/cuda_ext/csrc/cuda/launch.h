@@ -1,4 +1,4 @@
-// How a kernel is started: on the stream under nvcc, by the emulation's scheduler under g++.
+// How a kernel is started: on the stream under nvcc, by the emulation's runtime under g++.
 #pragma once
 
 #include <cstring>
@@ -7,6 +7,9 @@
 
 #include "device.h"
 #include "shoal_cuda.h"
+#if !defined(__CUDACC__)
+#include "emulation/runtime.h"
+#endif
 
 // The last launch that failed on this thread, in words.
 void set_error(const char* kernel, const char* what);
@@ -26,11 +29,7 @@ int launch(const char* name, void (*kernel)(Params...), dim3 grid, int threads, 
         kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
         error = cudaGetLastError();
     }
-    if (error == cudaSuccess) return kOk;
-    set_error(name, cudaGetErrorString(error));
-    return kLaunchFailed;
 #else
-    (void)stream;
     struct Context {
         void (*kernel)(Params...);
         std::tuple<Params...> args;
@@ -40,10 +39,12 @@ int launch(const char* name, void (*kernel)(Params...), dim3 grid, int threads, 
         const auto& mine = *static_cast<const Context*>(bytes);
         std::apply(mine.kernel, mine.args);
     };
-    if (emulation::run(name, grid, dim3(threads), shared_bytes, body, &context, sizeof context)) return kOk;
-    set_error(name, emulation::error());
-    return kLaunchFailed;
+    const cudaError_t error =
+        emulation::launch(stream, name, grid, dim3(threads), shared_bytes, body, &context, sizeof context);
 #endif
+    if (error == cudaSuccess) return kOk;
+    set_error(name, cudaGetErrorString(error));
+    return kLaunchFailed;
 }
 
 // The block's memory, as many bytes as the launch gave it.

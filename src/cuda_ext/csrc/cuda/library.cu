@@ -28,23 +28,6 @@ EXPORT const char* shoal_targets() { return SHOAL_TARGETS; }
 // In words, after an operator returned kLaunchFailed on this thread.
 EXPORT const char* shoal_error() { return error_text; }
 
-// The index-th chip's name and compute capability (10 · major + minor); 0 where there is none.
-EXPORT int shoal_chip(int index, char* name, int name_bytes) {
-#if defined(__CUDACC__)
-    cudaDeviceProp chip;
-    if (const cudaError_t error = cudaGetDeviceProperties(&chip, index); error != cudaSuccess) {
-        set_error("shoal_chip", cudaGetErrorString(error));
-        return 0;
-    }
-    std::snprintf(name, size_t(name_bytes), "%s", chip.name);
-    return 10 * chip.major + chip.minor;
-#else
-    (void)index;
-    std::snprintf(name, size_t(name_bytes), "%s", "");
-    return 0;
-#endif
-}
-
 // Runs the calls in order. Returns 0, or where one fails its status + 256 · its index: those after it did not run.
 EXPORT int shoal_run(const Call* calls, int64_t count) {
     for (int64_t i = 0; i < count; i++)

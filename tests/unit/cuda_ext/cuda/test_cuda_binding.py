@@ -65,7 +65,7 @@ def test_every_operator_has_an_example() -> None:
 
 def test_the_library_says_what_it_is(emulation: CudaLibrary) -> None:
     assert emulation.is_emulated
-    assert emulation.chips() == {}
+    assert emulation.chips() == {"0: emulated chip": "sm_80"}
 
 
 def test_a_library_of_other_sources_is_refused(

@@ -1,6 +1,8 @@
 // The scheduler of emulation.h. Compiled without ThreadSanitizer: what fibres share here is no kernel's memory.
 #include "emulation.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -20,7 +22,7 @@ enum class Together { kNothing, kBarrier, kShuffle, kBallot, kGather, kMultiply 
 
 constexpr const char* kNames[] = {"nothing", "__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma"};
 constexpr int kSlotBytes = 16;
-constexpr int kMostIdleTurns = 100000;
+constexpr int kMostIdleTurns = 100000, kTurnsBeforeNap = 128;
 
 struct Fragments {
     uint32_t a[4], b[2];
@@ -72,7 +74,7 @@ std::mutex busy;
 std::vector<std::unique_ptr<Fibre>> fibres;  // the pool; the first ``running`` take part
 size_t running = 0, current = 0, undone = 0;
 int idle_turns = 0;
-bool stuck = false, together = false;
+bool stuck = false, together = false, has_peers = false;
 Stack host;
 std::vector<Launch> waiting;
 char message[1024];
@@ -238,8 +240,11 @@ void warp_barrier(const char*, int line) {
     acquire(warp);
 }
 
+void wait_for_other_processes() { has_peers = true; }
+
 void spin() {
-    if (++idle_turns > kMostIdleTurns) {
+    if (has_peers && ++idle_turns % kTurnsBeforeNap == 0) sched_yield();
+    if (!has_peers && ++idle_turns > kMostIdleTurns) {
         me().what = "another block's sign";
         me().line = 0;
         stuck = true;

@@ -84,6 +84,9 @@ bool run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body
 void begin_together();
 bool end_together();
 
+// From now on a loop that waits in vain waits on: what it waits for may come from another process.
+void wait_for_other_processes();
+
 const char* error();
 
 }  // namespace emulation
