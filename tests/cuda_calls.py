@@ -119,6 +119,49 @@ def draw(random: torch.Generator) -> list[Call]:
     ]
 
 
+def feed_tokens(random: torch.Generator) -> list[Call]:
+    drawn, sources = (
+        torch.randint(40, (9,), generator=random),
+        torch.arange(-5, 195, dtype=torch.int32) % 10 - 1,
+    )
+    ids = torch.randint(40, (200,), generator=random)
+    return [
+        ("feed_tokens", {"token_ids": ids, "drawn": drawn, "sources": sources, "tokens": 200, "rows": 9}),
+    ]  # fmt: skip
+
+
+def take_rows(random: torch.Generator) -> list[Call]:
+    x, rows = torch.randn(5, 72, generator=random).to(BF16), torch.tensor([4, 0, 4])
+    sizes = {"count": 3, "x_rows": 5, "row_bytes": 144}
+    return [("take_rows", {"out": _zeros(3, 72), "x": x, "rows": rows, **sizes})]
+
+
+def cap_logits(random: torch.Generator) -> list[Call]:
+    sizes = {"rows": 2, "vocabulary": 300, "row_stride": 300, "cap": 30.0}
+    return [("cap_logits", {"logits": torch.randn(2, 300, generator=random), **sizes})]
+
+
+def adjust_logits(random: torch.Generator) -> list[Call]:
+    ids = torch.randperm(300, generator=random).int()
+    sizes = {"rows": 2, "vocabulary": 300, "row_stride": 300}
+    penalty = {name: torch.tensor([1.5, 0.5]) for name in ("repetition", "presence", "frequency")}
+    starts = torch.tensor([0, 270, 300], dtype=torch.int32)
+    return [
+        ("adjust_logits", {
+            "logits": torch.randn(2, 300, generator=random), "bias_starts": starts, "bias_ids": ids,
+            "biases": torch.randn(300, generator=random), "seen_starts": starts, "seen_ids": ids.flip(0),
+            "seen_counts": torch.arange(300) % 3.0, **penalty, **sizes,
+        }),
+    ]  # fmt: skip
+
+
+def mask_logits(random: torch.Generator) -> list[Call]:
+    sizes = {"rows": 2, "vocabulary": 300, "row_stride": 300, "mask_bytes": 38}
+    masks = torch.randint(256, (1, 38), generator=random).to(torch.uint8)
+    fields = {"mask_of": torch.tensor([-1, 0], dtype=torch.int32), "masks": masks}
+    return [("mask_logits", {"logits": torch.randn(2, 300, generator=random), **fields, **sizes})]
+
+
 REGION_BYTES = 4096 + 2 * 2560
 
 
@@ -141,6 +184,7 @@ EXAMPLES = {
     for function in (
         *(rms_norm, add_rms_norm, rope_write_kv, gated_activation, embed, linear, linear_quantised),
         *(paged_attention, draw, all_reduce),
+        *(feed_tokens, take_rows, cap_logits, adjust_logits, mask_logits),
     )
 }
 

@@ -46,6 +46,14 @@ OPERATORS = {
         "dtype cache_dtype .scale .soft_cap .k_scale .v_scale *stream"
     ),
     "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride *stream",
+    "feed_tokens": "*token_ids *drawn *sources tokens rows *stream",
+    "take_rows": "*out *x *rows count x_rows row_bytes *stream",
+    "cap_logits": "*logits rows vocabulary row_stride .cap *stream",
+    "adjust_logits": (
+        "*logits *bias_starts *bias_ids *biases *seen_starts *seen_ids *seen_counts *repetition *presence *frequency "
+        "rows vocabulary row_stride *stream"
+    ),
+    "mask_logits": "*logits *mask_of *masks rows vocabulary row_stride mask_bytes *stream",
     "all_reduce": "*x *regions *stop *fault count rank ranks slot_bytes dtype *stream",
 }
 """The fields of each operator's struct in csrc/cuda/shoal_cuda.h: ``*`` is a pointer, ``.`` a double, the others are
@@ -66,6 +74,11 @@ PICKS = {
         "single tokens: a warp each 256 positions"
     ),
     "draw": "a block a row; radix selection, nothing is sorted",
+    "feed_tokens": "a thread a token",
+    "take_rows": "a block a row",
+    "cap_logits": "a thread a logit",
+    "adjust_logits": "a block a row",
+    "mask_logits": "a thread a logit",
     "all_reduce": "one step over peer memory, up to 8 ranks of one host",
 }
 """How each operator is shared out, for ``python -m shoal.cuda_ext``."""

@@ -19,8 +19,12 @@ def choose_device(settings: Settings, rank: int) -> CudaDevice | None:
     and never takes the emulation."""
     if settings.device == "cpu":
         return None
-    library = cuda_binding.library()
-    missing = _what_is_missing(library, settings.tp)
+    library = None
+    try:
+        library = cuda_binding.library()
+        missing = _what_is_missing(library, settings.tp)
+    except StartError as error:
+        missing = str(error)
     if settings.device == "cuda":
         if library is None or missing:
             raise StartError(f"--device cuda: {missing}, or take --device cpu")

@@ -66,6 +66,15 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("emulation")
+def test_a_library_of_other_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    changed = tmp_path / "shoal_cuda.h"
+    changed.write_text("")
+    monkeypatch.setattr(cuda_binding, "INTERFACE", changed)
+    assert choose("auto") is None
+    assert "was built from older sources; run `python setup.py build_ext --inplace`" in refusal()
+
+
+@pytest.mark.usefixtures("emulation")
 def test_torch_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaLibrary, "is_emulated", False)
     monkeypatch.setattr(torch.version, "cuda", None)

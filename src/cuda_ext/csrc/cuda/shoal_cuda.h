@@ -161,6 +161,60 @@ struct DrawArgs {
     void* stream;
 };
 
+// token_ids: [tokens]; where sources[token] is not below 0 the token is drawn[sources[token]] (0 where that is below 0).
+// drawn: [rows], of the step before
+struct FeedTokensArgs {
+    int64_t* token_ids;
+    const int64_t* drawn;
+    const int32_t* sources;
+    int64_t tokens, rows;
+    void* stream;
+};
+
+// x: [x_rows], rows of row_bytes, contiguous; out: [count], the given ones; rows outside of x are left out
+struct TakeRowsArgs {
+    void* out;
+    const void* x;
+    const int64_t* rows;
+    int64_t count, x_rows, row_bytes;
+    void* stream;
+};
+
+// logits: [rows, vocabulary], become cap * tanh(logits / cap)
+struct CapLogitsArgs {
+    float* logits;
+    int64_t rows, vocabulary, row_stride;
+    double cap;
+    void* stream;
+};
+
+// logits: [rows, vocabulary]. Row r adds biases[i] to its bias_ids[i], i from bias_starts[r] to bias_starts[r + 1]; then
+// its seen_ids, likewise, are penalised, seen_counts being how often each was generated. No id twice in a row's part.
+struct AdjustLogitsArgs {
+    float* logits;
+    const int32_t* bias_starts;
+    const int32_t* bias_ids;
+    const float* biases;
+    const int32_t* seen_starts;
+    const int32_t* seen_ids;
+    const float* seen_counts;
+    const float* repetition;  // [rows]
+    const float* presence;    // [rows]
+    const float* frequency;   // [rows]
+    int64_t rows, vocabulary, row_stride;
+    void* stream;
+};
+
+// logits: [rows, vocabulary], become -inf where the row's mask has the id's bit, the lowest of a byte first. mask_of:
+// [rows], a row of masks or -1; masks: mask_bytes each
+struct MaskLogitsArgs {
+    float* logits;
+    const int32_t* mask_of;
+    const uint8_t* masks;
+    int64_t rows, vocabulary, row_stride, mask_bytes;
+    void* stream;
+};
+
 // x: [count] of dtype (also float32), becomes the sum of every rank's, rank 0's first. regions: host memory, one pointer
 // a rank to device memory that every rank may read and write, zeroed before the first call: kRegionHeader bytes, then
 // two slots of slot_bytes, each for count elements at least. Every rank calls with the same count. stop: memory that the
