@@ -157,6 +157,10 @@ class CudaLibrary:
         self.do(function, *arguments, ctypes.byref(made), *sizes)
         return made
 
+    def give_back(self, function: str, made: ctypes.c_void_p) -> None:
+        """Frees what ``make`` made. A device that has failed has nothing to free, and says so: nobody wants to know."""
+        getattr(self._functions, f"shoal_{function}")(made)
+
     @property
     def error(self) -> str:
         """Of the last launch that failed."""

@@ -46,9 +46,16 @@ class CudaDevice:
 
     def free_bytes(self) -> int:
         """Of the device's memory."""
+        return self._memory()[0]
+
+    def total_bytes(self) -> int:
+        """Of the device's memory."""
+        return self._memory()[1]
+
+    def _memory(self) -> tuple[int, int]:
         free, total = ctypes.c_int64(), ctypes.c_int64()
         self.library.do("memory", ctypes.byref(free), ctypes.byref(total))
-        return free.value
+        return free.value, total.value
 
     def zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """On the device. Raises MemoryError where it has not so much."""
@@ -171,7 +178,7 @@ class Graph:
 
     def end(self, graph: ctypes.c_void_p) -> None:
         self._graph = graph
-        weakref.finalize(self, self._device.library.do, "drop_graph", graph)
+        weakref.finalize(self, self._device.library.give_back, "drop_graph", graph).atexit = False
 
     def launch(self) -> None:
         """Puts all of it on the stream."""
@@ -184,7 +191,7 @@ class _Memory:
     def __init__(self, library: CudaLibrary, take: str, give: str, size: int) -> None:
         self._size = max(size, 1)
         self._at = library.make(take, size=self._size)
-        weakref.finalize(self, library.do, give, self._at).atexit = False
+        weakref.finalize(self, library.give_back, give, self._at).atexit = False
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

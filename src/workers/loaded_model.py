@@ -76,8 +76,8 @@ def load_model(settings: Settings, rank: int, device: CudaDevice | None, progres
             )
         except MemoryError as error:
             raise StartError(
-                f"the weights do not fit GPU {device.index} ({error}): take --quantization w4 or w8, or more GPUs "
-                "with --tp"
+                f"the weights do not fit GPU {device.index} of {_gib(device)} ({error}): take --quantization w4 or w8, "
+                "or more GPUs with --tp"
             ) from error
         device.drop_stage()
         model = _DeviceModel(settings, description, shard, there, cache_dtype, device)
@@ -90,6 +90,10 @@ def load_model(settings: Settings, rank: int, device: CudaDevice | None, progres
         seconds=time.monotonic() - began_s,
     )
     return model
+
+
+def _gib(device: CudaDevice) -> str:
+    return f"{device.total_bytes() / 2**30:.1f} GiB"
 
 
 def _slots(
@@ -209,10 +213,14 @@ class _DeviceModel:
             self._cache = None
             self._cache = self._make_cache(allocate.num_blocks)
         decoder = CudaDecoder(description, self._parameters, self._cache, self._buffers)
-        warm_up(
-            self._runner(decoder, _slots(settings, description, shard, allocate.num_blocks), 0),
-            min(settings.instance_num, allocate.num_blocks),
-        )
+        warm = self._runner(decoder, _slots(settings, description, shard, allocate.num_blocks), 0)
+        try:
+            warm_up(warm, min(settings.instance_num, allocate.num_blocks))
+        except NotImplementedError as error:
+            raise StartError(
+                f"--device cuda: {error} (heads of {description.head_dim}, a cache of {self._cache_dtype}): take "
+                "--kv_cache_dtype bfloat16, or --device cpu"
+            ) from error
         slots = _slots(settings, description, shard, allocate.num_blocks, grammars)
         return self._runner(decoder, slots, allocate.crew_epoch)
 

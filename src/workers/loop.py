@@ -10,6 +10,7 @@ from functools import partial
 from shoal import logs
 from shoal.config import Settings
 from shoal.cuda_ext.binding import PeerLost
+from shoal.cuda_ext.cuda_binding import CudaError
 from shoal.errors import StartError
 from shoal.messages import (
     Allocate,
@@ -92,7 +93,7 @@ class RankLoop:
             if self._model is None:
                 self._model = load_model(self._settings, self._rank, self._device, self._tell_loading())
             num_blocks = self._model.count_blocks()
-        except StartError as error:
+        except (StartError, CudaError) as error:
             self._link.send(Broken(load.crew_epoch, "load_failed", str(error)))
             raise
         self._link.send(Loaded(load.crew_epoch, num_blocks))
@@ -117,7 +118,7 @@ class RankLoop:
         except PeerLost as error:
             self._break("peer_lost", str(error))
             return
-        except StartError as error:
+        except (StartError, CudaError) as error:
             self._link.send(Broken(allocate.crew_epoch, "load_failed", str(error)))
             raise
         self._link.send(Ready(allocate.crew_epoch, allocate.num_blocks, self._model.weight_bytes))
@@ -144,7 +145,7 @@ class RankLoop:
         except PlanInvalid as error:
             self._break("plan_invalid", str(error))
             raise
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, MemoryError) as error:
             self._break("compute_failed", str(error))
             raise
         else:
