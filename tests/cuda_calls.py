@@ -179,11 +179,28 @@ def all_reduce(random: torch.Generator) -> list[Call]:
     ]
 
 
+def gather_columns(random: torch.Generator) -> list[Call]:
+    """Two ranks, to be run together."""
+    regions = _zeros(2, REGION_BYTES, dtype=torch.uint8)
+    pointers, widths = torch.tensor([region.data_ptr() for region in regions]), torch.tensor([200, 100])
+    sizes = {"rows": 3, "out_stride": 300, "ranks": 2, "slot_bytes": 2560}
+    spare, out = regions[0, 4092:4096], torch.zeros(3, 300)
+    parts = [torch.randn(3, width, generator=random) for width in (200, 100)]
+    shared = {"widths": widths, "regions": pointers, "fault": spare, **sizes}
+    return [
+        ("gather_columns", {"x": parts[0], "x_stride": 200, "rank": 0, "out": out, **shared}),
+        ("gather_columns", {"x": parts[1], "x_stride": 100, "rank": 1, **shared}),
+    ]
+
+
+TOGETHER = ("all_reduce", "gather_columns")
+"""Operators whose examples are ranks that wait for each other."""
+
 EXAMPLES = {
     function.__name__: function
     for function in (
         *(rms_norm, add_rms_norm, rope_write_kv, gated_activation, embed, linear, linear_quantised),
-        *(paged_attention, draw, all_reduce),
+        *(paged_attention, draw, all_reduce, gather_columns),
         *(feed_tokens, take_rows, cap_logits, adjust_logits, mask_logits),
     )
 }

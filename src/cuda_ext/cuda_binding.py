@@ -55,6 +55,9 @@ OPERATORS = {
     ),
     "mask_logits": "*logits *mask_of *masks rows vocabulary row_stride mask_bytes *stream",
     "all_reduce": "*x *regions *stop *fault count rank ranks slot_bytes dtype *stream",
+    "gather_columns": (
+        "*out *x *widths *regions *stop *fault rows x_stride out_stride rank ranks slot_bytes *stream"
+    ),
 }
 """The fields of each operator's struct in csrc/cuda/shoal_cuda.h: ``*`` is a pointer, ``.`` a double, the others are
 64-bit integers."""
@@ -80,6 +83,7 @@ PICKS = {
     "adjust_logits": "a block a row",
     "mask_logits": "a thread a logit",
     "all_reduce": "one step over peer memory, up to 8 ranks of one host",
+    "gather_columns": "one step over peer memory, a block a row",
 }
 """How each operator is shared out, for ``python -m shoal.cuda_ext``."""
 

@@ -119,6 +119,10 @@ class CudaDevice:
         """Until all that was put on the stream is done. Raises CudaError where something failed."""
         self.library.do("synchronise", self.stream)
 
+    def drain(self) -> None:
+        """As ``wait``, whatever failed: then nothing is under way any more."""
+        self.library.give_back("synchronise", self.stream)
+
     def mark(self) -> "Mark":
         return Mark(self)
 

@@ -1,12 +1,17 @@
 """The operators around a step of a model: how tokens come to it, and from logits to tokens. As ``cuda_ops``."""
 
+from typing import Final, TypedDict, Unpack
+
 import torch
 from torch import Tensor
 
 from shoal.cuda_ext.checks import is_vector, require
+from shoal.cuda_ext.cuda_ops import DTYPES
 from shoal.cuda_ext.cuda_program import CudaProgram
-from shoal.cuda_ext.program import Count
+from shoal.cuda_ext.program import Count, Scaled
 
+REGION_HEADER: Final = 4096
+"""Bytes before the slots of memory that ranks meet in."""
 _PENALTIES = ("repetition", "presence", "frequency")
 
 
@@ -109,3 +114,41 @@ def draw(
     columns = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "uniform": uniform}
     sizes = {"vocabulary": logits.shape[1], "row_stride": logits.stride(0)}
     program.add("draw", ids=ids, logits=logits, **columns, rows=rows, **sizes)
+
+
+class Meeting(TypedDict):
+    """How ranks meet in an operator. regions: int64 [ranks] on the host, addresses of all ranks' memory: a header and
+    two slots; stop: int32 [1], pinned; fault: int32 [1] on the device."""
+
+    regions: Tensor
+    stop: Tensor
+    fault: Tensor
+    rank: int
+    ranks: int
+    slot_bytes: int
+
+
+def all_reduce(program: CudaProgram, x: Tensor, rows: Count, **meeting: Unpack[Meeting]) -> None:
+    """x: contiguous [rows, columns] of 16 or 32 bits, becomes the sum of every rank's, rank 0's first."""
+    require(x.dtype in DTYPES and x.is_contiguous(), "all_reduce: x")
+    require(x.nbytes <= meeting["slot_bytes"], "all_reduce: a slot is smaller than x")
+    count = Scaled(rows, x.shape[1])
+    program.add("all_reduce", x=x, count=count, dtype=DTYPES[x.dtype], **meeting)
+
+
+def gather_columns(
+    program: CudaProgram,
+    out: Tensor | None,
+    x: Tensor,
+    widths: Tensor,
+    rows: Count,
+    **meeting: Unpack[Meeting],
+) -> None:
+    """Every rank's x, [rows, its width] of four-byte elements, side by side in ``out``, [rows, sum of widths], where
+    that is not None. widths: int64 [ranks] on the host."""
+    require(x.itemsize == 4 and x.stride(-1) == 1, "gather_columns: x")
+    require(x.shape[1] == int(widths[meeting["rank"]]), "gather_columns: x has another width")
+    require(out is None or out.shape == (len(x), int(widths.sum())), "gather_columns: out does not fit")
+    require(len(x) * int(widths.max()) * 4 <= meeting["slot_bytes"], "gather_columns: a slot is too small")
+    strides = {"x_stride": x.stride(0), "out_stride": 0 if out is None else out.stride(0)}
+    program.add("gather_columns", out=out, x=x, widths=widths, rows=rows, **strides, **meeting)

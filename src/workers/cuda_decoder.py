@@ -16,11 +16,13 @@ from torch import Tensor
 from shoal.checkpoint.description import ModelDescription
 from shoal.cuda_ext import cuda_ops as ops
 from shoal.cuda_ext import cuda_step_ops as step_ops
+from shoal.cuda_ext.binding import PeerLost
 from shoal.cuda_ext.cuda_device import CudaDevice, Graph
 from shoal.cuda_ext.cuda_program import CudaProgram
 from shoal.cuda_ext.cuda_staging import Staged
 from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.cuda_ext.program import Count
+from shoal.workers.cuda_group import DeviceGroup
 from shoal.workers.cuda_inputs import CudaInputs, StepLimits
 from shoal.workers.inputs import StepInputs
 from shoal.workers.kv_cache import KVCache
@@ -32,6 +34,7 @@ from shoal.workers.slots import Int32s
 _FEWEST_CONTEXT: Final = 4 * ops.SECTION
 _GRAPH_ROWS: Final = 8
 """From here on a graph for every eighth number of rows."""
+_PEER_LOST: Final = 6
 _FAULTS: Final = {
     1: "a position lies outside of the rope table",
     2: "a cache slot lies outside of the cache",
@@ -74,7 +77,10 @@ class CudaBuffers:
         floats = ops.workspace_floats(sequences, heads, dim, limits.context)
         self.workspace = device.zeros(floats, dtype=torch.float32)
         self.states = device.zeros(sequences, hidden, dtype=dtype)
-        self.logits = device.zeros(sequences, description.vocab_size, dtype=torch.float32)
+        self.own_logits = device.zeros(sequences, len(shard.vocab), dtype=torch.float32)
+        self.logits = self.own_logits
+        if shard.tp > 1 and shard.rank == 0:
+            self.logits = device.zeros(sequences, description.vocab_size, dtype=torch.float32)
         self.read_rows = Staged(device, {"rows": ((sequences,), torch.int64)})
         self.rope_tables = {
             rope: _sent(device, table) for rope, table in rope_tables(description, limits.context).items()
@@ -94,8 +100,10 @@ class CudaDecoder:
     def __init__(
         self,
         description: ModelDescription,
+        shard: Shard,
         parameters: Parameters[CudaWeight],
         cache: KVCache,
+        group: DeviceGroup,
         buffers: CudaBuffers,
     ) -> None:
         self._buffers = buffers
@@ -106,12 +114,15 @@ class CudaDecoder:
         self.logits = buffers.logits
         self.ids = buffers.results.device["ids"]
         self._program = self._device.program()
-        _Pass(self._program, description, parameters, cache, buffers).record()
+        _Pass(self._program, description, shard, parameters, cache, group, buffers).record()
         self._read = Count(buffers.limits.sequences)
         self._reading = self._device.program()
-        head = _Head(description, parameters, buffers)
+        head = _Head(description, parameters, group, buffers)
         head.record(self._program, self._inputs.device["state_rows"], self._inputs.states)
         head.record(self._reading, buffers.read_rows.device["rows"], self._read)
+        self._is_first = shard.rank == 0
+        self._telling = self._device.program()
+        group.tell_ids(self._telling, self.ids, self._inputs.states)
         self._graphs: dict[tuple[int, int], Graph] = {}
 
     @property
@@ -142,21 +153,28 @@ class CudaDecoder:
             self._graphs[key] = graph
 
     def bring_results(self) -> dict[str, NDArray[np.generic]]:
-        """Puts the copy of the drawn ids to the host on the stream. Returns where they will be."""
+        """Puts on the stream that all ranks learn what rank 0 has drawn, and a copy of it to the host. Returns where it
+        will be."""
+        self._telling.run()
         return self._buffers.results.bring()
 
     @staticmethod
     def check(results: dict[str, NDArray[np.generic]]) -> None:
-        """Once the results are there: raises IndexError where an input was out of range."""
-        if fault := int(results["fault"][0]):
+        """Once the results are there: raises PeerLost where another rank is gone, IndexError where an input was out of
+        range."""
+        fault = int(results["fault"][0])
+        if fault == _PEER_LOST:
+            raise PeerLost("a tensor-parallel peer is gone")
+        if fault:
             raise IndexError(_FAULTS[fault])
 
     def hidden(self, tokens: int) -> Tensor:
         """float32 [tokens, hidden] on the host, of the step that was started last. Waits for it."""
         return self._device.fetch(self._buffers.normed[:tokens]).float()
 
-    def read_logits(self, states: NDArray[np.int64]) -> Tensor:
-        """float32 [S, vocabulary] on the host, of any of that step's states. Waits; the step's own are lost."""
+    def read_logits(self, states: NDArray[np.int64]) -> Tensor | None:
+        """float32 [S, vocabulary] on the host, of any of that step's states; None on other ranks than the first. Waits;
+        the step's own are lost."""
         parts = []
         for begin in range(0, len(states), self._read.most):
             part = states[begin : begin + self._read.most]
@@ -165,7 +183,7 @@ class CudaDecoder:
             self._buffers.read_rows.send()
             self._reading.run()
             parts.append(self._device.fetch(self.logits[: len(part)]))
-        return torch.cat(parts)
+        return torch.cat(parts) if self._is_first else None
 
 
 def _graph_context(context: int, most: int) -> int:
@@ -180,8 +198,13 @@ class _Head:
     """From the states of some rows to their logits."""
 
     def __init__(
-        self, description: ModelDescription, parameters: Parameters[CudaWeight], buffers: CudaBuffers
+        self,
+        description: ModelDescription,
+        parameters: Parameters[CudaWeight],
+        group: DeviceGroup,
+        buffers: CudaBuffers,
     ) -> None:
+        self._group = group
         self._cap = description.logit_soft_cap
         self._weight = parameters.head
         self._buffers = buffers
@@ -189,9 +212,10 @@ class _Head:
     def record(self, program: CudaProgram, rows: Tensor, count: Count) -> None:
         buffers = self._buffers
         step_ops.take_rows(program, buffers.states, buffers.normed, rows, count)
-        ops.linear(program, buffers.logits, buffers.states, self._weight, None, count)
+        ops.linear(program, buffers.own_logits, buffers.states, self._weight, None, count)
         if self._cap:
-            step_ops.cap_logits(program, buffers.logits, self._cap, count)
+            step_ops.cap_logits(program, buffers.own_logits, self._cap, count)
+        self._group.gather_logits(program, buffers.logits, buffers.own_logits, count)
 
 
 class _Pass:
@@ -201,12 +225,16 @@ class _Pass:
         self,
         program: CudaProgram,
         description: ModelDescription,
+        shard: Shard,
         parameters: Parameters[CudaWeight],
         cache: KVCache,
+        group: DeviceGroup,
         buffers: CudaBuffers,
     ) -> None:
         self._program = program
         self._description = description
+        self._first_id = shard.vocab.start
+        self._group = group
         self._parameters = parameters
         self._cache = cache
         self._buffers = buffers
@@ -220,7 +248,8 @@ class _Pass:
         ids, drawn = self._arrays["token_ids"], buffers.results.device["ids"]
         step_ops.feed_tokens(program, ids, drawn, self._arrays["sources"], self._rows)
         scale = self._description.embedding_scale
-        ops.embed(program, buffers.residual, ids, parameters.embedding, scale, 0, self._rows)
+        ops.embed(program, buffers.residual, ids, parameters.embedding, scale, self._first_id, self._rows)
+        self._group.add_up(program, buffers.residual, self._rows)
         for index, layer in enumerate(parameters.layers):
             if index == 0:
                 norm = layer.attention.norm
@@ -284,9 +313,10 @@ class _Pass:
         self._finish(parameters.down, buffers.gated, parameters.post_norm)
 
     def _finish(self, linear: Linear[CudaWeight], x: Tensor, post_norm: Tensor | None) -> None:
-        """What is added to the residual, normed where the family does so."""
+        """What is added to the residual: the ranks' partial sums together, normed where the family does so."""
         delta = self._buffers.delta
         self._multiply(delta, linear, x)
+        self._group.add_up(self._program, delta, self._rows)
         if post_norm is not None:
             ops.rms_norm(self._program, delta, delta, post_norm, self._eps, self._rows)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.messages import PooledRow, ScoredRow, StepPlan, StepResult, TokenLogprob
 from shoal.workers.cuda_decoder import CudaDecoder
+from shoal.workers.cuda_group import DeviceGroup
 from shoal.workers.cuda_sampler import CudaSampler, Draws
 from shoal.workers.readings import score
 from shoal.workers.runner import pool
@@ -30,7 +31,8 @@ class _Started:
     began_ns: int
     slots: Int32s
     epochs: Int32s
-    draws: Draws
+    draws: Draws | None
+    """On rank 0."""
     results: dict[str, NDArray[Any]]
     scored: tuple[ScoredRow, ...]
     pooled: Sequence[tuple[PooledRow, int]]
@@ -42,14 +44,18 @@ class CudaRunner:
     def __init__(
         self,
         decoder: CudaDecoder,
-        sampler: CudaSampler,
+        sampler: CudaSampler | None,
         slots: SlotTable,
         device: CudaDevice,
+        group: DeviceGroup,
         crew_epoch: int,
     ) -> None:
+        """sampler: rank 0's; the others are told."""
+        self._group = group
         self._decoder = decoder
         self._sampler = sampler
         self._slots = slots
+        self._device = device
         self._mark = device.mark()
         self._crew_epoch = crew_epoch
         self._started: _Started | None = None
@@ -79,7 +85,7 @@ class CudaRunner:
         slots = rows.slots[rows.draws]
         epochs = self._slots.epochs(slots)
         pooled = self._pool(rows)
-        draws = self._sampler.start(self._slots.samplers(slots))
+        draws = self._sampler.start(self._slots.samplers(slots)) if self._sampler is not None else None
         results = self._decoder.bring_results()
         scored = self._score(rows)
         self._mark.set()
@@ -94,12 +100,14 @@ class CudaRunner:
             return None
         self._mark.wait()
         self._decoder.check(step.results)
-        drawn = step.draws.read(step.results["ids"][: len(step.slots)].tolist())
-        ids = np.array([token.id for token in drawn], np.int32)
+        ids = step.results["ids"][: len(step.slots)].astype(np.int32)
+        logprobs: tuple[TokenLogprob | None, ...] = ()
+        if step.draws is not None:
+            drawn = step.draws.read(ids.tolist())
+            ids = np.array([token.id for token in drawn], np.int32)
+            if any(token.logprob is not None for token in drawn):
+                logprobs = tuple(token.logprob for token in drawn)
         self._slots.settle(step.slots, step.epochs, ids)
-        logprobs: tuple[TokenLogprob | None, ...] = tuple(token.logprob for token in drawn)
-        if not any(logprobs):
-            logprobs = ()
         rows = [row for row, _ in step.pooled]
         slots = np.concatenate([step.slots, np.array([row.slot for row in rows], np.int32)])
         epochs = np.concatenate([step.epochs, np.array([row.epoch for row in rows], np.int32)])
@@ -114,6 +122,12 @@ class CudaRunner:
             scored=step.scored,
             pooled=tuple(rows),
         )
+
+    def close(self) -> None:
+        """Leaves the group. What is on the stream is lost."""
+        self._started = None
+        self._group.close()
+        self._device.drain()
 
     def _pool(self, rows: PlannedRows) -> list[tuple[PooledRow, int]]:
         """Waits for the step where there is something to pool."""

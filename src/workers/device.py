@@ -12,6 +12,8 @@ from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.errors import StartError
 
 _LOG = logging.getLogger(__name__)
+_MOST_RANKS = 8
+"""As shoal_cuda.h has it."""
 
 
 def choose_device(settings: Settings, rank: int) -> CudaDevice | None:
@@ -47,6 +49,8 @@ def _what_is_missing(library: CudaLibrary | None, tp: int) -> str:
     count = library.count_devices()
     if count == 0:
         return f"no GPU is seen ({library.error}): look at the driver and at CUDA_VISIBLE_DEVICES"
+    if tp > _MOST_RANKS:
+        return f"--tp {tp}: GPUs of one host, at most {_MOST_RANKS}"
     if count < tp:
         return f"--tp {tp} takes a GPU a rank, and {count} are seen: take --tp {count}"
     return ""

@@ -17,6 +17,7 @@ from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.errors import StartError
 from shoal.messages import Allocate
 from shoal.workers.cuda_decoder import CudaBuffers, CudaDecoder
+from shoal.workers.cuda_group import DeviceGroup, PeerGroup, PeerRegions, SoloDeviceGroup
 from shoal.workers.cuda_inputs import StepLimits
 from shoal.workers.cuda_runner import CudaRunner
 from shoal.workers.cuda_sampler import CudaSampler
@@ -26,7 +27,7 @@ from shoal.workers.grammar import GrammarThreads
 from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks, count_device_blocks
 from shoal.workers.layers import HostWeight, Parameters
 from shoal.workers.load import Progress, load_parameters
-from shoal.workers.parallel import Group, Shard, split
+from shoal.workers.parallel import Group, Shard, form_group, split
 from shoal.workers.runner import WARM_UP_PROMPT_TOKENS, PlanRunner, Runner, warm_up
 from shoal.workers.slots import SlotTable
 from shoal.workers.weights.places import DevicePlace, HostPlace
@@ -44,8 +45,8 @@ class LoadedModel(Protocol):
     def count_blocks(self) -> int:
         """Counted once, when the weights were just loaded: survivors of a crew keep their number."""
 
-    def make_runner(self, group: Group, allocate: Allocate, grammars: GrammarThreads | None) -> PlanRunner:
-        """Allocates the cache (or keeps one of the right size) and runs a warm-up step."""
+    def make_runner(self, allocate: Allocate, grammars: GrammarThreads | None) -> PlanRunner:
+        """Joins the other ranks, allocates the cache (or keeps one of the right size) and runs a warm-up step."""
 
     def free_cache(self) -> None:
         """Nobody computes until ``make_runner`` allocates it again."""
@@ -143,7 +144,15 @@ class _HostModel:
             self._settings, self._description, self._shard, self._cache_dtype, self._memory_bytes
         )
 
-    def make_runner(self, group: Group, allocate: Allocate, grammars: GrammarThreads | None) -> Runner:
+    def make_runner(self, allocate: Allocate, grammars: GrammarThreads | None) -> Runner:
+        group = form_group(self._shard.tp, self._shard.rank, allocate.rendezvous)
+        try:
+            return self._make_runner(group, allocate, grammars)
+        except BaseException:
+            group.close()
+            raise
+
+    def _make_runner(self, group: Group, allocate: Allocate, grammars: GrammarThreads | None) -> Runner:
         settings, description, shard = self._settings, self._description, self._shard
         if self._cache is None or self._cache.num_blocks != allocate.num_blocks:
             self._cache = None
@@ -186,7 +195,8 @@ class _DeviceModel:
         )
         try:
             self._buffers = CudaBuffers(device, description, shard, parameters.dtype, limits)
-            self._sampler = CudaSampler(device, self._buffers.logits, self._buffers.results.device["ids"])
+            self._sampler = self._make_sampler() if shard.rank == 0 else None
+            self._regions = self._share_regions(limits) if shard.tp > 1 else None
         except MemoryError as error:
             raise StartError(
                 f"GPU {device.index} has no room for a step beside the weights ({error}): lower --instance_num, "
@@ -206,14 +216,25 @@ class _DeviceModel:
             self._settings, self._description, self._shard, self._cache_dtype, self._free_bytes
         )
 
-    def make_runner(self, group: Group, allocate: Allocate, grammars: GrammarThreads | None) -> CudaRunner:
+    def make_runner(self, allocate: Allocate, grammars: GrammarThreads | None) -> CudaRunner:
+        group: DeviceGroup = SoloDeviceGroup()
+        if self._regions is not None:
+            group = PeerGroup(self._shard.rank, allocate.rendezvous, self._regions)
+        try:
+            return self._make_runner(group, allocate, grammars)
+        except BaseException:
+            group.close()
+            raise
+
+    def _make_runner(
+        self, group: DeviceGroup, allocate: Allocate, grammars: GrammarThreads | None
+    ) -> CudaRunner:
         settings, description, shard = self._settings, self._description, self._shard
-        self._device.wait()  # for what the crew before has left there
         if self._cache is None or self._cache.num_blocks != allocate.num_blocks:
             self._cache = None
             self._cache = self._make_cache(allocate.num_blocks)
-        decoder = CudaDecoder(description, self._parameters, self._cache, self._buffers)
-        warm = self._runner(decoder, _slots(settings, description, shard, allocate.num_blocks), 0)
+        decoder = CudaDecoder(description, shard, self._parameters, self._cache, group, self._buffers)
+        warm = self._runner(decoder, group, _slots(settings, description, shard, allocate.num_blocks), 0)
         try:
             warm_up(warm, min(settings.instance_num, allocate.num_blocks))
         except NotImplementedError as error:
@@ -222,10 +243,25 @@ class _DeviceModel:
                 "--kv_cache_dtype bfloat16, or --device cpu"
             ) from error
         slots = _slots(settings, description, shard, allocate.num_blocks, grammars)
-        return self._runner(decoder, slots, allocate.crew_epoch)
+        return self._runner(decoder, group, slots, allocate.crew_epoch)
 
-    def _runner(self, decoder: CudaDecoder, slots: SlotTable, crew_epoch: int) -> CudaRunner:
-        return CudaRunner(decoder, self._sampler, slots, self._device, crew_epoch)
+    def _runner(
+        self, decoder: CudaDecoder, group: DeviceGroup, slots: SlotTable, crew_epoch: int
+    ) -> CudaRunner:
+        return CudaRunner(decoder, self._sampler, slots, self._device, group, crew_epoch)
+
+    def _make_sampler(self) -> CudaSampler:
+        return CudaSampler(self._device, self._buffers.logits, self._buffers.results.device["ids"])
+
+    def _share_regions(self, limits: StepLimits) -> PeerRegions:
+        return PeerRegions(
+            self._device,
+            self._shard.vocab_widths,
+            self._description.hidden_size,
+            limits.tokens,
+            limits.sequences,
+            self._buffers.results.device["fault"],
+        )
 
     def _make_cache(self, num_blocks: int) -> KVCache:
         size = self._settings.cache_block_seq_len

@@ -32,7 +32,6 @@ from shoal.workers.link import SchedulerLink
 from shoal.workers.load import Progress
 from shoal.workers.loaded_model import LoadedModel, load_model
 from shoal.workers.memory import return_freed_memory
-from shoal.workers.parallel import Group, form_group
 from shoal.workers.runner import PlanRunner
 from shoal.workers.slots import PlanInvalid
 
@@ -49,7 +48,6 @@ class RankLoop:
         self._device = choose_device(settings, rank)
         self._link = SchedulerLink(settings.run_dir, rank)
         self._model: LoadedModel | None = None
-        self._group: Group | None = None
         self._runner: PlanRunner | None = None
         self._crew_epoch = 0
         self._grammars = _grammar_threads(settings) if rank == 0 and settings.task != "embed" else None
@@ -113,8 +111,7 @@ class RankLoop:
         if self._model is None:
             return
         try:
-            self._group = form_group(self._settings.tp, self._rank, allocate.rendezvous)
-            self._runner = self._model.make_runner(self._group, allocate, self._grammars)
+            self._runner = self._model.make_runner(allocate, self._grammars)
         except PeerLost as error:
             self._break("peer_lost", str(error))
             return
@@ -158,10 +155,9 @@ class RankLoop:
         self._leave_group()
 
     def _leave_group(self) -> None:
-        self._runner = None
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
 
 
 def _grammar_threads(settings: Settings) -> GrammarThreads:

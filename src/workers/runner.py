@@ -37,6 +37,9 @@ class PlanRunner(Protocol):
     def execute(self, plan: StepPlan) -> StepResult:
         """One step alone."""
 
+    def close(self) -> None:
+        """Leaves the group: peers that still wait for this rank get ``PeerLost``."""
+
 
 class Runner:
     """On the CPU: one crew epoch's decoder, group and slots. A step is done when it has been started."""
@@ -49,6 +52,9 @@ class Runner:
         self._slots = slots
         self._crew_epoch = crew_epoch
         self._sampler = Sampler()
+
+    def close(self) -> None:
+        self._group.close()
 
     def is_done(self) -> bool:
         return True

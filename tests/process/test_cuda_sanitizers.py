@@ -54,7 +54,7 @@ def replay(
     """An example of the operator; more: arguments of the example."""
     record = to / f"{operator}.calls"
     cuda_calls.record(cuda_calls.EXAMPLES[operator](torch.Generator().manual_seed(3), **more), record)
-    together = ["together"] if operator == "all_reduce" else []
+    together = ["together"] if operator in cuda_calls.TOGETHER else []
     command = [str(replayer(sanitize)), str(library), str(record), *together]
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

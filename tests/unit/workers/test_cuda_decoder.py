@@ -18,6 +18,7 @@ from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.errors import StartError
 from shoal.workers.cuda_decoder import CudaBuffers, CudaDecoder, graph_rows
+from shoal.workers.cuda_group import SoloDeviceGroup
 from shoal.workers.cuda_inputs import StepLimits
 from shoal.workers.kv_cache import KVCache
 from shoal.workers.layers import Parameters
@@ -72,7 +73,7 @@ class CudaDriver(Driver):
         )
         limits = StepLimits(tokens=128, sequences=128, context=LENGTH, block_size=self._block_size)
         buffers = CudaBuffers(device, description, shard, parameters.dtype, limits)
-        self.decoder = CudaDecoder(description, parameters, cache, buffers)
+        self.decoder = CudaDecoder(description, shard, parameters, cache, SoloDeviceGroup(), buffers)
         self.device = device
 
     def step(self, rows: list[tuple[Sequence, int]], sources: list[int] | None = None) -> Tensor:

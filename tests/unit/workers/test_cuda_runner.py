@@ -14,6 +14,7 @@ from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.messages import Sampling, Seat, StepPlan, StepResult
 from shoal.wire import pack_ids, unpack_ids
 from shoal.workers.cuda_decoder import CudaBuffers, CudaDecoder
+from shoal.workers.cuda_group import SoloDeviceGroup
 from shoal.workers.cuda_inputs import StepLimits
 from shoal.workers.cuda_runner import CudaRunner
 from shoal.workers.cuda_sampler import CudaSampler
@@ -54,10 +55,14 @@ def make_runner(device: CudaDevice) -> Any:
     buffers = CudaBuffers(device, MODEL, shard, torch.bfloat16, StepLimits(64, SEATS, CONTEXT, BLOCK))
     sampler = CudaSampler(device, buffers.logits, buffers.results.device["ids"])
 
+    group = SoloDeviceGroup()
+
     def make() -> CudaRunner:
         cache = KVCache(MODEL, shard, torch.bfloat16, BLOCKS, BLOCK, device)
         slots = SlotTable(SEATS, CONTEXT, BLOCKS, BLOCK, MODEL.vocab_size, sampling=True)
-        return CudaRunner(CudaDecoder(MODEL, parameters, cache, buffers), sampler, slots, device, 1)
+        return CudaRunner(
+            CudaDecoder(MODEL, shard, parameters, cache, group, buffers), sampler, slots, device, group, 1
+        )
 
     return make
 

@@ -15,7 +15,6 @@ from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.errors import StartError
 from shoal.messages import Allocate
 from shoal.workers.loaded_model import LoadedModel, load_model
-from shoal.workers.parallel import SoloGroup
 
 HEAD_DIM = 16
 BLOCK_BYTES = 2 * 2 * 2 * 16 * HEAD_DIM * 2
@@ -71,7 +70,7 @@ def test_blocks_are_counted_from_what_is_free_when_all_else_is_there(folder: Pat
     device, model = load(folder, cache_max_entry_count=0.25)
     free = device.free_bytes()
     assert model.count_blocks() == int(0.25 * free) // BLOCK_BYTES - 1
-    model.make_runner(SoloGroup(), Allocate(1, model.count_blocks(), ""), None)
+    model.make_runner(Allocate(1, model.count_blocks(), ""), None)
     assert free - device.free_bytes() == (model.count_blocks() + 1) * BLOCK_BYTES
     model.free_cache()
 
@@ -115,10 +114,10 @@ def test_a_cache_that_does_not_fit_any_more(folder: Path, monkeypatch: pytest.Mo
     with pytest.raises(
         StartError, match=rf"no memory for {blocks} KV blocks .*: lower --cache_max_entry_count"
     ):
-        model.make_runner(SoloGroup(), Allocate(1, blocks, ""), None)
+        model.make_runner(Allocate(1, blocks, ""), None)
 
 
 def test_heads_without_kernels(tmp_path: Path) -> None:
     _, model = load(write_model(tmp_path, 20), cache_max_entry_count=0.01)
     with pytest.raises(StartError, match=r"no CUDA kernel for these sizes .*heads of 20.* or --device cpu"):
-        model.make_runner(SoloGroup(), Allocate(1, 40, ""), None)
+        model.make_runner(Allocate(1, 40, ""), None)

@@ -217,7 +217,8 @@ struct MaskLogitsArgs {
 
 // x: [count] of dtype (also float32), becomes the sum of every rank's, rank 0's first. regions: host memory, one pointer
 // a rank to device memory that every rank may read and write, zeroed before the first call: kRegionHeader bytes, then
-// two slots of slot_bytes, each for count elements at least. Every rank calls with the same count. stop: memory that the
+// two slots of slot_bytes, each for count elements at least. Every rank calls with the same count, through the same regions
+// with one dtype. stop: memory that the
 // host may write and the device reads, or null: where it is not 0, nobody waits any longer and fault tells of kPeerLost.
 struct AllReduceArgs {
     void* x;
@@ -225,6 +226,21 @@ struct AllReduceArgs {
     const int32_t* stop;
     int32_t* fault;
     int64_t count, rank, ranks, slot_bytes, dtype;
+    void* stream;
+};
+
+// x: [rows, the rank's width] of four-byte words, rows x_stride apart, and out: [rows, the sum of widths], rows out_stride
+// apart, or null where the rank does not want it. widths: host memory, one a rank. regions, stop and fault: as in
+// AllReduceArgs, regions of their own, slots for the rows of the widest rank. Every rank calls with the same rows and
+// widths.
+struct GatherColumnsArgs {
+    void* out;
+    const void* x;
+    const int64_t* widths;
+    void* const* regions;
+    const int32_t* stop;
+    int32_t* fault;
+    int64_t rows, x_stride, out_stride, rank, ranks, slot_bytes;
     void* stream;
 };
 

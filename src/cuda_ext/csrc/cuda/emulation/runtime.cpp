@@ -43,6 +43,7 @@ cudaError_t failed = cudaSuccess;  // what no call of a chip recovers from
 std::map<void*, Piece> pieces;
 size_t taken = 0;
 std::map<std::string, long> launched;
+std::vector<cudaStream_t> streams;
 
 long environment(const char* name, long otherwise) {
     const char* text = std::getenv(name);
@@ -131,7 +132,9 @@ cudaError_t cudaMalloc(void** at, size_t bytes) {
     return cudaSuccess;
 }
 
+// Waits for all that is under way, as on a chip.
 cudaError_t cudaFree(void* at) {
+    for (const cudaStream_t stream : streams) cudaStreamSynchronize(stream);
     const auto found = pieces.find(at);
     if (found == pieces.end()) return at ? cudaErrorInvalidValue : cudaSuccess;
     taken -= found->second.bytes;
@@ -197,6 +200,7 @@ cudaError_t cudaIpcCloseMemHandle(void* at) { return cudaFree(at); }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
     *stream = new CUstream_st;
+    streams.push_back(*stream);
     return failed;
 }
 
