@@ -35,10 +35,10 @@ OPERATORS = {
         "*out *x *weight *bias rows inputs outputs row_stride weight_stride out_stride dtype out_dtype *stream"
     ),
     "linear_quantised": (
-        "*out *x *panels *bias rows inputs outputs row_stride out_stride bits group has_offset out_dtype *stream"
+        "*out *x *panels *bias rows inputs outputs row_stride out_stride bits group has_offset dtype out_dtype *stream"
     ),
     "pack_quantised": "*panels *codes *scales *offsets rows groups bits group *stream",
-    "dequantise": "*out *panels rows columns bits group has_offset *stream",
+    "dequantise": "*out *panels rows columns bits group has_offset dtype *stream",
     "paged_attention": (
         "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens *workspace *fault "
         "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
@@ -58,7 +58,7 @@ PICKS = {
     "gated_activation": "eight elements a thread",
     "embed": "a block a token, from plain or quantised tables",
     "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64",
-    "linear_quantised": "as linear, 128 × 64; codes to bfloat16 in registers, scales on a group's sum",
+    "linear_quantised": "as linear, 128 × 64; codes to 16-bit floats in registers, scales on a group's sum",
     "pack_quantised": "a block a tile of 16 × 64",
     "dequantise": "a block a tile of 16 × 64",
     "paged_attention": (

@@ -172,8 +172,7 @@ def gated_activation(program: CudaProgram, out: Tensor, gate_up: Tensor, kind: A
 def linear(
     program: CudaProgram, out: Tensor, x: Tensor, weight: CudaWeight, bias: Tensor | None, rows: Count
 ) -> None:
-    """out: [rows, rows of weight] as x or float32, maybe columns of a wider matrix; bias: float32. A quantised weight
-    takes bfloat16."""
+    """out: [rows, rows of weight] as x or float32, maybe columns of a wider matrix; bias: float32."""
     outputs, inputs = weight.rows, weight.columns
     require(out.dtype in (x.dtype, torch.float32) and out.stride(1) == 1, "linear: out is of another type")
     require(out.shape == (len(x), outputs) and x.shape[1] == inputs, "linear: x or out does not fit the weight")
@@ -181,10 +180,10 @@ def linear(
     require(bias is None or is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
     sizes: dict[str, Field] = {"rows": rows, "inputs": inputs, "outputs": outputs}
     sizes |= {"row_stride": x.stride(0), "out_stride": out.stride(0), "out_dtype": DTYPES[out.dtype]}
+    sizes["dtype"] = DTYPES[x.dtype]
     if weight.format is None:
         require(weight.storage.dtype == x.dtype, "linear: x and the weight differ in type")
-        sizes |= {"weight_stride": weight.storage.stride(0), "dtype": DTYPES[x.dtype]}
+        sizes["weight_stride"] = weight.storage.stride(0)
         program.add("linear", out=out, x=x, weight=weight.storage, bias=bias, **sizes)
         return
-    require(x.dtype == torch.bfloat16, "linear: a quantised weight takes bfloat16")
     program.add("linear_quantised", out=out, x=x, panels=weight.storage, bias=bias, **sizes, **_form(weight))

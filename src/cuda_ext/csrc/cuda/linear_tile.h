@@ -74,18 +74,20 @@ __device__ __forceinline__ void load_row(uint32_t (&to)[kSteps][2], const T* row
     }
 }
 
-constexpr uint32_t kOnes = 0x3f803f80;  // two bfloat16
+template <typename T>
+constexpr uint32_t kOnes = std::is_same_v<T, bf16> ? 0x3f803f80 : 0x3c003c00;  // two of them
 
 // The sums of each group of x: products with ones. One row more than groups: there may be none.
 template <typename Weight>
 __device__ __forceinline__ void sum_groups(const uint32_t (&x)[kSteps][2], float (&of_x)[Weight::kGroups + 1][4]) {
     if constexpr (Weight::kGroups > 0) {
-        constexpr uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+        using T = typename Weight::Element;
+        constexpr uint32_t ones[4] = {kOnes<T>, kOnes<T>, kOnes<T>, kOnes<T>};
         constexpr int kStepsOfGroup = kSteps / Weight::kGroups;
         UNROLL for (int group = 0; group < Weight::kGroups; group++) {
             UNROLL for (int i = 0; i < 4; i++) of_x[group][i] = 0.0f;
             UNROLL for (int step = 0; step < kStepsOfGroup; step++)
-                multiply_tile<bf16>(of_x[group], ones, x[group * kStepsOfGroup + step]);
+                multiply_tile<T>(of_x[group], ones, x[group * kStepsOfGroup + step]);
         }
     }
 }

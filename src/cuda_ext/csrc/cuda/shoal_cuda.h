@@ -97,13 +97,13 @@ struct LinearArgs {
     void* stream;
 };
 
-// As LinearArgs; x: bfloat16, panels: of pack_quantised
+// As LinearArgs; panels: of pack_quantised
 struct QuantisedLinearArgs {
     void* out;
     const void* x;
     const void* panels;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, out_stride, bits, group, has_offset, out_dtype;
+    int64_t rows, inputs, outputs, row_stride, out_stride, bits, group, has_offset, dtype, out_dtype;
     void* stream;
 };
 
@@ -118,11 +118,11 @@ struct PackQuantisedArgs {
     void* stream;
 };
 
-// out: bfloat16 [rows, columns], contiguous: for a library's product of many rows
+// out: [rows, columns] of dtype, contiguous: for a library's product of many rows
 struct DequantiseArgs {
     void* out;
     const void* panels;
-    int64_t rows, columns, bits, group, has_offset;
+    int64_t rows, columns, bits, group, has_offset, dtype;
     void* stream;
 };
 
