@@ -49,14 +49,15 @@ def replayer(sanitize: str) -> Path:
 
 
 def replay(
-    sanitize: str, library: Path, operator: str, to: Path, **more: int
+    sanitize: str, library: Path, operator: str, to: Path, chip: int = 80, **more: int
 ) -> "subprocess.CompletedProcess[str]":
-    """An example of the operator; more: arguments of the example."""
+    """An example of the operator on the chip; more: arguments of the example."""
     record = to / f"{operator}.calls"
     cuda_calls.record(cuda_calls.EXAMPLES[operator](torch.Generator().manual_seed(3), **more), record)
     together = ["together"] if operator == "all_reduce" else []
     command = [str(replayer(sanitize)), str(library), str(record), *together]
-    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    options = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    environment = {**os.environ, **options, "SHOAL_EMULATED_CHIP": str(chip)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if "unexpected memory mapping" in done.stderr:
         # The runtime of older compilers does not know every layout of addresses that kernels choose.
@@ -92,10 +93,13 @@ def test_kernels_stay_inside_their_tensors() -> None:
     assert re.search(r"\d{3,} passed", done.stdout), done.stdout[-2000:]
 
 
-@pytest.mark.parametrize("operator", cuda_calls.EXAMPLES)
-def test_threads_of_a_block_meet_where_they_must(operator: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("operator", "chip"),
+    [*((operator, 80) for operator in cuda_calls.EXAMPLES), ("linear", 90), ("linear_quantised", 90)],
+)
+def test_threads_of_a_block_meet_where_they_must(operator: str, chip: int, tmp_path: Path) -> None:
     runtime("libtsan.so")
-    done = replay("thread", emulated.build("thread"), operator, tmp_path)
+    done = replay("thread", emulated.build("thread"), operator, tmp_path, chip)
     assert done.returncode == 0, done.stderr[-8000:]
     assert "status 0" in done.stdout, done.stdout
 
@@ -110,6 +114,7 @@ class Planted:
     now: str
     sanitize: str
     found: str
+    chip: int = 80
     more: tuple[tuple[str, int], ...] = ()
 
 
@@ -132,6 +137,18 @@ PLANTED = {
         "    if (int(threadIdx.x) < ranks)",
         "thread",
         "data race",
+    ),
+    "no barrier before other blocks' turns are added": Planted(
+        "linear", "linear_tile.h", "    else\n        meet_cluster();", "", "thread", "data race", 90
+    ),
+    "a block that leaves before its turns are added": Planted(
+        "linear",
+        "linear_tile.h",
+        "    if (!is_alone) meet_cluster();",
+        "",
+        MEMORY,
+        "heap-use-after-free",
+        90,
     ),
     "a column too far": Planted(
         "rms_norm", "rms_norm.cu", "i < a.dim;", "i <= a.dim;", MEMORY, "heap-buffer-overflow"
@@ -159,7 +176,7 @@ PLANTED = {
         "return pointer || stride;",
         MEMORY,
         "misaligned address",
-        (("dim", 1003),),
+        more=(("dim", 1003),),
     ),
 }
 
@@ -199,7 +216,7 @@ def plant(planted: Planted, to: Path) -> Path:
 def test_a_planted_fault_is_found(planted: Planted, tmp_path: Path) -> None:
     runtime("libtsan.so" if planted.sanitize == "thread" else "libasan.so")
     library = plant(planted, tmp_path)
-    done = replay(planted.sanitize, library, planted.operator, tmp_path, **dict(planted.more))
+    done = replay(planted.sanitize, library, planted.operator, tmp_path, planted.chip, **dict(planted.more))
     assert done.returncode != 0, done.stdout
     assert re.search(planted.found, done.stderr), done.stderr[-4000:]
 

@@ -1,4 +1,4 @@
-// The tile products of the tensor cores and the copies that feed them: what a warp does together. Each wrapper is the
+// The tile products of the tensor cores, the copies that feed them, and clusters: what threads do together. Each wrapper is the
 // instruction under nvcc and its emulation under g++; nothing else here knows of either.
 //
 // Fragments of m16n8k16 (PTX ISA, "Matrix fragments for mma.m16n8k16"), lane = 4 · g + t, pairs of 16-bit elements:
@@ -94,5 +94,28 @@ __device__ __forceinline__ void wait_for_copies() {
 #else
     while (const emulation::Copy* copy = emulation::copy_due(Groups))
         store_whole(copy->to, copy->from ? load_whole<uint4>(copy->from) : uint4{});
+#endif
+}
+
+// All threads of a cluster's blocks, and what they wrote before. Chips older than sm_90 have none: there nobody calls it.
+__device__ __forceinline__ void meet_cluster() {
+#if !defined(__CUDACC__)
+    emulation::cluster_barrier(__FILE__, __LINE__);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Where in the rank-th block of the cluster lies what in this one is ``mine``, in shared memory.
+template <typename T>
+__device__ __forceinline__ const T* of_block(int rank, const T* mine) {
+#if !defined(__CUDACC__)
+    return static_cast<const T*>(emulation::memory_of(rank, mine));
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    const T* theirs;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(mine), "r"(rank));
+    return theirs;
+#else
+    return mine;
 #endif
 }

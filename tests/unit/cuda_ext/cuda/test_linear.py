@@ -9,6 +9,8 @@ from shoal.cuda_ext import reference
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
 
+pytestmark = pytest.mark.usefixtures("chip")
+
 HALVES = [torch.bfloat16, torch.float16]
 FORMATS = [
     WeightFormat(4, 32, True),
@@ -146,6 +148,25 @@ def test_a_row_does_not_depend_on_its_batch(
         for row in {0, count // 2, count - 1} - {3}:
             assert torch.equal(linear_quantised(cuda, x[row : row + 1], panels, groups)[0], together[row])
             assert torch.equal(linear(cuda, x[row : row + 1], plain, None, torch.float32)[0], plainly[row])
+
+
+@pytest.mark.parametrize("rows", [1, 11, 30, 70])
+def test_chips_agree_to_the_bit(
+    emulation: CudaLibrary, fresh: torch.Generator, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Those that share out a small matrix's turns among several blocks, and those that cannot."""
+    groups = groups_of(fresh, 20, 1224, FORMATS[0])
+    panels, plain = pack(emulation, groups), groups.dequantise().bfloat16()[:, :1224]
+    x = torch.randn(rows, 1224, generator=fresh).bfloat16()
+    results = []
+    for chip in ("80", "86", "90", "100"):
+        monkeypatch.setenv("SHOAL_EMULATED_CHIP", chip)
+        results.append(
+            (linear_quantised(emulation, x, panels, groups), linear(emulation, x, plain, None, torch.float32))
+        )
+    for quantised, plainly in results[1:]:
+        assert torch.equal(quantised, results[0][0])
+        assert torch.equal(plainly, results[0][1])
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)

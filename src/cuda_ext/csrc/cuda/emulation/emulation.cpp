@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "fibre.h"
@@ -38,12 +39,27 @@ struct Warp {
 };
 
 struct Launch;
+struct Block;
+
+struct Cluster {
+    std::vector<Block*> blocks;  // by rank
+    int arrived = 0, line = 0;
+};
+
+constexpr size_t kSharedAlignment = 1024;
+
+struct FreeShared {
+    void operator()(unsigned char* memory) const { ::operator delete[](memory, std::align_val_t(kSharedAlignment)); }
+};
 
 struct Block {
     Launch* launch;
     dim3 index;
+    std::shared_ptr<Cluster> cluster;
+    size_t first = 0;  // of its fibres
     std::vector<Warp> warps;
-    std::unique_ptr<unsigned char[]> dynamic;
+    std::unique_ptr<unsigned char[], FreeShared> dynamic;  // as long as a thread lives
+    unsigned char* shared = nullptr;
     int arrived = 0, live = 0, line = 0;
 };
 
@@ -62,7 +78,9 @@ struct Fibre {
 
 struct Launch {
     const char* name;
-    dim3 grid, block;
+    dim3 grid;
+    unsigned cluster;
+    dim3 block;
     size_t shared_bytes;
     Body body;
     std::vector<unsigned char> context;
@@ -98,7 +116,11 @@ void finish() {
     Fibre& mine = me();
     release(mine.block->launch);
     mine.state = State::kDone;
-    mine.block->live--;
+    release(&mine.block->live);
+    if (--mine.block->live == 0) {
+        acquire(&mine.block->live);
+        mine.block->dynamic.reset();
+    }
     undone--;
     idle_turns = 0;
     next_turn(true);
@@ -164,8 +186,10 @@ void place_threads(Block& block, size_t first) {
     const Launch& launch = *block.launch;
     const size_t threads = count_of(launch.block);
     block.warps.resize((threads + kWarp - 1) / kWarp);
-    block.dynamic.reset(new unsigned char[launch.shared_bytes]);
-    std::fill_n(block.dynamic.get(), launch.shared_bytes, 0xff);
+    block.first = first;
+    block.dynamic.reset(new (std::align_val_t(kSharedAlignment)) unsigned char[launch.shared_bytes]);
+    block.shared = block.dynamic.get();
+    std::fill_n(block.shared, launch.shared_bytes, 0xff);
     block.live = int(threads);
     while (fibres.size() < first + threads) {
         fibres.push_back(std::make_unique<Fibre>());
@@ -209,7 +233,7 @@ bool run_blocks(std::vector<std::unique_ptr<Block>>& blocks) {
 }  // namespace
 
 const Place& here() { return me().place; }
-void* dynamic_shared() { return me().block->dynamic.get(); }
+void* dynamic_shared() { return me().block->shared; }
 
 void barrier(const char*, int line) {
     Fibre& mine = me();
@@ -221,14 +245,39 @@ void barrier(const char*, int line) {
     const int threads = int(count_of(block.launch->block));
     if (block.line == line && ++block.arrived == threads) {
         block.arrived = 0;
-        const size_t first = current - mine.place.thread.x - mine.place.thread.y * block.launch->block.x;
-        for (int i = 0; i < threads; i++) fibres[first + i]->state = State::kReady;
+        for (int i = 0; i < threads; i++) fibres[block.first + i]->state = State::kReady;
         idle_turns = 0;
     } else {
         mine.state = State::kAtBarrier;
         next_turn(false);
     }
     acquire(&block);
+}
+
+void cluster_barrier(const char*, int line) {
+    Fibre& mine = me();
+    Cluster& cluster = *mine.block->cluster;
+    if (cluster.arrived == 0) cluster.line = line;
+    mine.what = "a cluster's barrier";
+    mine.line = line;
+    release(&cluster);
+    const size_t threads = count_of(mine.block->launch->block);
+    if (cluster.line == line && ++cluster.arrived == int(threads * cluster.blocks.size())) {
+        cluster.arrived = 0;
+        for (const Block* block : cluster.blocks)
+            for (size_t i = 0; i < threads; i++) fibres[block->first + i]->state = State::kReady;
+        idle_turns = 0;
+    } else {
+        mine.state = State::kAtBarrier;
+        next_turn(false);
+    }
+    acquire(&cluster);
+}
+
+void* memory_of(int rank, const void* mine) {
+    const Block& block = *me().block;
+    const auto offset = static_cast<const unsigned char*>(mine) - block.shared;
+    return block.cluster->blocks[size_t(rank)]->shared + offset;
 }
 
 void warp_barrier(const char*, int line) {
@@ -327,21 +376,35 @@ const Copy* copy_due(int groups) {
     return nullptr;
 }
 
+static size_t clusters_of(const Launch& launch) { return count_of(launch.grid) / launch.cluster; }
+
+// Appends the blocks of the index-th cluster.
+static void add_cluster(Launch& launch, size_t index, std::vector<std::unique_ptr<Block>>& to) {
+    const dim3 place = unfold(index, {launch.grid.x, launch.grid.y, launch.grid.z / launch.cluster});
+    const auto cluster = std::make_shared<Cluster>();
+    for (unsigned rank = 0; rank < launch.cluster; rank++) {
+        to.push_back(std::make_unique<Block>());
+        to.back()->launch = &launch;
+        to.back()->index = {place.x, place.y, place.z * launch.cluster + rank};
+        to.back()->cluster = cluster;
+        cluster->blocks.push_back(to.back().get());
+    }
+}
+
 static bool run_in_order(Launch& launch) {
-    for (size_t i = 0; i < count_of(launch.grid); i++) {
-        std::vector<std::unique_ptr<Block>> one;
-        one.push_back(std::make_unique<Block>());
-        one[0]->launch = &launch;
-        one[0]->index = unfold(i, launch.grid);
-        if (!run_blocks(one)) return false;
+    for (size_t i = 0; i < clusters_of(launch); i++) {
+        std::vector<std::unique_ptr<Block>> blocks;
+        add_cluster(launch, i, blocks);
+        if (!run_blocks(blocks)) return false;
     }
     return true;
 }
 
-bool run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body, const void* context, size_t bytes) {
+bool run(const char* name, dim3 grid, unsigned cluster, dim3 block, size_t shared_bytes, Body body, const void* context,
+         size_t bytes) {
     const std::lock_guard<std::mutex> lock(busy);
     const auto* first = static_cast<const unsigned char*>(context);
-    Launch launch{name, grid, block, shared_bytes, body, {first, first + bytes}};
+    Launch launch{name, grid, cluster, block, shared_bytes, body, {first, first + bytes}};
     if (together) {
         waiting.push_back(std::move(launch));
         return true;
@@ -360,11 +423,7 @@ bool end_together() {
     together = false;
     std::vector<std::unique_ptr<Block>> blocks;
     for (Launch& launch : waiting)
-        for (size_t i = 0; i < count_of(launch.grid); i++) {
-            blocks.push_back(std::make_unique<Block>());
-            blocks.back()->launch = &launch;
-            blocks.back()->index = unfold(i, launch.grid);
-        }
+        for (size_t i = 0; i < clusters_of(launch); i++) add_cluster(launch, i, blocks);
     return run_blocks(blocks);
 }
 

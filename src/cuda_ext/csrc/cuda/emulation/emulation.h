@@ -53,6 +53,12 @@ void* dynamic_shared();
 void barrier(const char* file, int line);
 void warp_barrier(const char* file, int line);
 
+// Of all blocks of a cluster.
+void cluster_barrier(const char* file, int line);
+
+// What lies in the rank-th block of the cluster where ``mine`` lies in this block's dynamic memory.
+void* memory_of(int rank, const void* mine);
+
 // A thread's turn ends; for loops that wait for another block.
 void spin();
 
@@ -76,9 +82,10 @@ const Copy* copy_due(int groups);
 
 using Body = void (*)(const void* context);
 
-// Runs all threads. False where they wait for each other for ever; then ``error`` names who waits where.
-// context: ``bytes`` of it are kept until the launch has run.
-bool run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body, const void* context, size_t bytes);
+// Runs all threads. False where they wait for each other for ever; then ``error`` names who waits where. cluster: blocks
+// side by side along z that form one. context: ``bytes`` of it are kept until the launch has run.
+bool run(const char* name, dim3 grid, unsigned cluster, dim3 block, size_t shared_bytes, Body body, const void* context,
+         size_t bytes);
 
 // Launches from begin_together on run when end_together is called, all of their blocks taking turns.
 void begin_together();
