@@ -64,11 +64,12 @@ def embed(random: torch.Generator) -> list[Call]:
     return [("embed", {"out": _zeros(6, 200, dtype=torch.float32), "ids": ids, "table": table, **sizes})]
 
 
-def linear(random: torch.Generator) -> list[Call]:
+def linear(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
     """Few rows, and many."""
     x, weight = torch.randn(70, 704, generator=random).to(BF16), torch.randn(35, 704, generator=random).to(BF16)
     sizes = {"inputs": 704, "outputs": 35, "row_stride": 704, "weight_stride": 704, "out_stride": 35}
-    fields = {"x": x, "weight": weight, **sizes, "dtype": 1, "out_dtype": 1}
+    kinds = {"dtype": 1, "out_dtype": 1, "is_deterministic": is_deterministic}
+    fields = {"x": x, "weight": weight, **sizes, **kinds}
     return [("linear", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 70)]
 
 

@@ -2,7 +2,8 @@
 the CPU library. Called by the workers only.
 
 Activations are bfloat16 or float16, one of them in a program; the residual is float32. Rows may be strided, their
-elements must lie side by side. No result for a row depends on the other rows, nor on how a sequence is cut into chunks.
+elements must lie side by side. No result for a row depends on the other rows, nor on how a sequence is cut into chunks;
+on sm_90a, products of more than 64 rows are only promised that in a deterministic program.
 ``fault``: int32 [1], which tells of indices that only a kernel saw to be out of range (the statuses of shoal_cuda.h).
 """
 
@@ -180,7 +181,7 @@ def linear(
     require(bias is None or is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
     sizes: dict[str, Field] = {"rows": rows, "inputs": inputs, "outputs": outputs}
     sizes |= {"row_stride": x.stride(0), "out_stride": out.stride(0), "out_dtype": DTYPES[out.dtype]}
-    sizes["dtype"] = DTYPES[x.dtype]
+    sizes |= {"dtype": DTYPES[x.dtype], "is_deterministic": program.is_deterministic}
     if weight.format is None:
         require(weight.storage.dtype == x.dtype, "linear: x and the weight differ in type")
         sizes["weight_stride"] = weight.storage.stride(0)

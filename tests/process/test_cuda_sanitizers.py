@@ -150,6 +150,15 @@ PLANTED = {
         "heap-use-after-free",
         90,
     ),
+    "no barrier before wgmma reads its rows": Planted(
+        "linear",
+        "linear_group.h",
+        "        show_to_products();\n        __syncthreads();",
+        "        show_to_products();",
+        "thread",
+        "data race",
+        90,
+    ),
     "a column too far": Planted(
         "rms_norm", "rms_norm.cu", "i < a.dim;", "i <= a.dim;", MEMORY, "heap-buffer-overflow"
     ),
@@ -234,16 +243,42 @@ def test_a_barrier_for_some_threads_only_is_a_deadlock_by_name(tmp_path: Path) -
     assert re.search(r"status 8 .*deadlock in rms_norm, block \(0, 0, 0\): .*__syncthreads", done.stdout)
 
 
-def test_a_copy_that_is_not_waited_for_shows(tmp_path: Path) -> None:
-    planted = Planted(
-        "paged_attention", "paged_attention.cu", "wait_for_copies<1>", "wait_for_copies<2>", "", ""
-    )
+def changes_results(planted: Planted, to: Path) -> bool:
     sums = []
-    for library in (emulated.build(), plant(planted, tmp_path)):
-        done = replay("undefined", library, "paged_attention", tmp_path)
+    for library in (emulated.build(), plant(planted, to)):
+        done = replay("undefined", library, planted.operator, to, planted.chip, **dict(planted.more))
         assert "status 0" in done.stdout, done.stdout + done.stderr
         sums.append(done.stdout.split("checksum")[1])
-    assert sums[0] != sums[1]
+    return sums[0] != sums[1]
+
+
+@pytest.mark.parametrize(
+    ("operator", "file", "was", "now"),
+    [
+        ("paged_attention", "paged_attention.cu", "<1>", "<2>"),
+        ("linear", "linear_many.h", "<kStages - 2>", "<kStages - 1>"),
+    ],
+)
+def test_a_copy_that_is_not_waited_for_shows(
+    operator: str, file: str, was: str, now: str, tmp_path: Path
+) -> None:
+    wait = "wait_for_copies"
+    assert changes_results(Planted(operator, file, wait + was, wait + now, "", ""), tmp_path)
+
+
+def test_a_product_that_is_not_waited_for_shows(tmp_path: Path) -> None:
+    was, now = "wait_for_products<0>(sums", "wait_for_products<1>(sums"
+    assert changes_results(Planted("linear", "linear_group.h", was, now, "", "", 90), tmp_path)
+
+
+@pytest.mark.parametrize("is_deterministic", [0, 1])
+def test_a_wgmma_that_rounds_otherwise_changes_no_deterministic_row(
+    is_deterministic: int, tmp_path: Path
+) -> None:
+    was = "sum = product_sum(shape.adds ? sum : 0.0f, a[row], b);"
+    more = (("is_deterministic", is_deterministic),)
+    planted = Planted("linear", "emulation/emulation.cpp", was, was + " sum *= 1.001f;", "", "", 90, more)
+    assert changes_results(planted, tmp_path) == (not is_deterministic)
 
 
 def test_fibres_change_stacks_without_assembly_too(tmp_path: Path) -> None:

@@ -18,7 +18,11 @@ struct Chip {
     size_t shared_bytes;  // that a block may have
 };
 
-// The current device, or the one that is emulated: ``SHOAL_EMULATED_CHIP`` is its compute capability, 80 where unset.
+// What a block may have on every chip from sm_80 on: on those of compute capability 8.6 and 8.9.
+constexpr size_t kLeastSharedBytes = 99 << 10;
+
+// The current device, or the one that is emulated: ``SHOAL_EMULATED_CHIP`` is its compute capability, 80 where unset, and
+// behind a colon how many processors it has, to see what large matrices do with small ones.
 const Chip& chip();
 
 // Whether the kernel was compiled with clusters: not where the driver compiles what was meant for older chips.
@@ -32,6 +36,15 @@ bool has_clusters() {
     if (!is_new) return false;
 #endif
     return chip().capability >= 90;
+}
+
+// Whether the chip has wgmma and this library was compiled with it.
+inline bool has_wgmma() {
+#if defined(__CUDACC__)
+    static const bool is_compiled = std::strstr(SHOAL_TARGETS, "sm_90a") != nullptr;
+    if (!is_compiled) return false;
+#endif
+    return chip().capability == 90;
 }
 
 // Bytes that a kernel may have without being asked for.

@@ -23,7 +23,7 @@ static Chip ask_driver(int device) {
 }
 #else
 constexpr Chip kEmulated[] = {
-    {80, 108, 163 << 10}, {86, 84, 99 << 10}, {89, 142, 99 << 10}, {90, 132, 227 << 10}, {100, 148, 227 << 10}};
+    {80, 108, 163 << 10}, {86, 84, kLeastSharedBytes}, {89, 142, kLeastSharedBytes}, {90, 132, 227 << 10}, {100, 148, 227 << 10}};
 #endif
 
 const Chip& chip() {
@@ -35,10 +35,14 @@ const Chip& chip() {
     if (device != known) chip = ask_driver(known = device);
     return chip;
 #else
-    const char* wanted = std::getenv("SHOAL_EMULATED_CHIP");
-    for (const Chip& chip : kEmulated)
-        if (wanted && std::atoi(wanted) == chip.capability) return chip;
-    return kEmulated[0];
+    thread_local Chip emulated;
+    emulated = kEmulated[0];
+    if (const char* wanted = std::getenv("SHOAL_EMULATED_CHIP")) {
+        for (const Chip& chip : kEmulated)
+            if (std::atoi(wanted) == chip.capability) emulated = chip;
+        if (const char* processors = std::strchr(wanted, ':')) emulated.processors = std::atoi(processors + 1);
+    }
+    return emulated;
 #endif
 }
 

@@ -86,6 +86,15 @@ struct QuantisedWeight {
         return to_float(x);
     }
 
+    // A group's sum of products.
+    __device__ __forceinline__ void add_group(const Tile& tile, int group, const float (&product)[4],
+                                              const float (&of_x)[4], float (&sums)[4]) const {
+        UNROLL for (int i = 0; i < 4; i++) {
+            sums[i] = fmaf(half_of(tile.scales[group], i / 2), product[i], sums[i]);
+            if constexpr (HasOffset) sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[i], sums[i]);
+        }
+    }
+
     __device__ __forceinline__ void add(const Tile& tile, const uint32_t (&a)[kSteps][4], const uint32_t (&x)[kSteps][2],
                                         const float (&of_x)[kGroups + 1][4], float (&sums)[4]) const {
         constexpr int kStepsOfGroup = kSteps / kScales;
@@ -93,10 +102,7 @@ struct QuantisedWeight {
             float product[4] = {};
             UNROLL for (int step = group * kStepsOfGroup; step < (group + 1) * kStepsOfGroup; step++)
                 multiply_tile<T>(product, a[step], x[step]);
-            UNROLL for (int i = 0; i < 4; i++) {
-                sums[i] = fmaf(half_of(tile.scales[group], i / 2), product[i], sums[i]);
-                if constexpr (HasOffset) sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[group][i], sums[i]);
-            }
+            add_group(tile, group, product, of_x[HasOffset ? group : 0], sums);
         }
     }
 };
@@ -104,7 +110,8 @@ struct QuantisedWeight {
 template <typename T, int Bits, int Group, bool HasOffset>
 int start_quantised(const QuantisedLinearArgs& a) {
     const QuantisedWeight<T, Bits, Group, HasOffset> weight{static_cast<const uint8_t*>(a.panels), tiles_of(a.inputs)};
-    const LinearRows rows{a.out, a.x, a.bias, a.rows, a.inputs, a.outputs, a.row_stride, a.out_stride, a.out_dtype};
+    const LinearRows rows{a.out, a.x, a.bias, a.rows, a.inputs, a.outputs, a.row_stride, a.out_stride,
+                          a.out_dtype, a.is_deterministic};
     return start_linear("linear_quantised", rows, weight, a.stream);
 }
 

@@ -1,5 +1,6 @@
 // out = x · weightᵀ + bias. The weight is the product's left side and rows of x are columns of the right one, so no row
-// meets another. Two kernels, for few rows (where reading the weight is what takes time) and for many, that add up alike:
+// meets another. Three kernels, for few rows (where reading the weight is what takes time), for many, and for many with
+// wgmma, that add up alike:
 // turn w of eight takes the weight's tiles of 64 inputs w, w + 8, w + 16, …, and turns are added up in order. How a row's
 // sum is ordered thus depends on the number of inputs alone, not on which warp of which block took a turn.
 //
@@ -8,10 +9,12 @@
 //   kRun                          inputs that a lane takes side by side (quantised.h)
 //   kAhead                        tiles in flight, for few rows
 //   kPanels                       of 16 outputs that a warp does at once, for many rows
-//   kGroups                       whose sums of x ``add`` needs, or 0
+//   kScales                       groups of inputs that are scaled each by itself, or 0
+//   kGroups                       those whose sums of x ``add`` needs: all or 0
 //   load(panel, tile)             → Tile
 //   widen(tile, a)                a[kSteps]: the left side's fragments
 //   add(tile, a, x, of_x, sums)   sums += the product with eight rows' fragments x[kSteps]; of_x[kGroups]: their sums
+//   add_group(tile, group, product, of_x, sums)   sums += a group's product, scaled
 #pragma once
 
 #include "launch.h"
@@ -22,7 +25,7 @@ struct LinearRows {
     void* out;
     const void* x;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, out_stride, out_dtype;
+    int64_t rows, inputs, outputs, row_stride, out_stride, out_dtype, is_deterministic;
 };
 
 constexpr int kTurns = 8;
@@ -163,6 +166,8 @@ __global__ void __launch_bounds__(kLinearThreads, 1) linear_kernel(LinearRows a,
 }
 
 #include "linear_many.h"
+// TileWalk is there.
+#include "linear_group.h"
 
 constexpr unsigned kMostInCluster = 4;
 
@@ -182,7 +187,10 @@ int start_linear(const char* name, const LinearRows& a, const Weight& weight, vo
 
 template <typename Weight>
 int start_linear(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
-    if (a.rows > kFewRows && has_whole_chunks<Weight>(a)) return start_many(name, a, weight, stream);
+    if (a.rows > kFewRows && has_whole_chunks<Weight>(a)) {
+        const bool takes_wgmma = has_wgmma() && !a.is_deterministic;
+        return takes_wgmma ? start_group(name, a, weight, stream) : start_many(name, a, weight, stream);
+    }
     if (a.rows <= kRowsOfTile) return start_linear<1>(name, a, weight, stream);
     if (a.rows <= 2 * kRowsOfTile) return start_linear<2>(name, a, weight, stream);
     return start_linear<4>(name, a, weight, stream);

@@ -87,13 +87,14 @@ struct EmbedArgs {
 };
 
 // x: [rows, inputs] and weight: [outputs, inputs] of dtype; out: [rows, outputs] of out_dtype (also float32), rows
-// out_stride apart; bias: float32 [outputs] or null
+// out_stride apart; bias: float32 [outputs] or null. is_deterministic: a row gets the same bits in any batch, whatever the
+// chip's tensor cores do: wgmma is not taken
 struct LinearArgs {
     void* out;
     const void* x;
     const void* weight;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, weight_stride, out_stride, dtype, out_dtype;
+    int64_t rows, inputs, outputs, row_stride, weight_stride, out_stride, dtype, out_dtype, is_deterministic;
     void* stream;
 };
 
@@ -104,6 +105,7 @@ struct QuantisedLinearArgs {
     const void* panels;
     const float* bias;
     int64_t rows, inputs, outputs, row_stride, out_stride, bits, group, has_offset, dtype, out_dtype;
+    int64_t is_deterministic;
     void* stream;
 };
 

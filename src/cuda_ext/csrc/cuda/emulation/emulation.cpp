@@ -17,11 +17,42 @@ namespace emulation {
 namespace {
 
 enum class State { kReady, kAtBarrier, kAtWarp, kDone };
-enum class Together { kNothing, kBarrier, kShuffle, kBallot, kGather, kMultiply };
+enum class Together { kNothing, kBarrier, kShuffle, kBallot, kGather, kMultiply, kMultiplyGroup };
 
-constexpr const char* kNames[] = {"nothing", "__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma"};
+constexpr const char* kNames[] = {"nothing", "__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma", "wgmma"};
 constexpr int kSlotBytes = 16;
 constexpr int kMostIdleTurns = 100000;
+constexpr int kMostColumns = 256;
+
+// What a thread has asked for, in order, and how much of it at each commit.
+template <typename Item>
+struct Queue {
+    std::vector<Item> items;
+    std::vector<size_t> committed;
+    size_t done = 0;  // since the last time that none was left
+
+    void commit() { committed.push_back(items.size()); }
+    void clear() { *this = {}; }
+
+    // The oldest that is not among the ``groups`` last committed ones, or null. It stays where it is until the next one.
+    Item* due(size_t groups) {
+        const size_t count = committed.size(), end = count > groups ? committed[count - groups - 1] : 0;
+        if (done < end) return &items[done++];
+        if (done == items.size()) {
+            items.clear();
+            std::fill(committed.begin(), committed.end(), 0);
+            done = 0;
+            if (count > groups) committed.erase(committed.begin(), committed.end() - ptrdiff_t(groups));
+        }
+        return nullptr;
+    }
+};
+
+// saved: the sums before the first product of several in a row.
+struct Waiting {
+    Product product;
+    std::vector<float> saved;
+};
 
 struct Fragments {
     uint32_t a[4], b[2];
@@ -34,6 +65,8 @@ struct Warp {
     Fragments fragments[kWarp];
     uint32_t votes[2];
     const void* pointers[2][kWarp];
+    const Product* products[kWarp];
+    uint16_t right[kMostColumns][16];
     int arrived = 0, size = 0;
     Together kind = Together::kNothing;
 };
@@ -71,9 +104,9 @@ struct Fibre {
     Place place;
     int lane = 0, turn = 0, line = 0;
     const char* what = "";
-    std::vector<Copy> copies;       // asked for, in order
-    std::vector<size_t> committed;  // how many of them at each commit
-    size_t done = 0;                // copies, since the last time that none was left
+    Queue<Copy> copies;
+    Queue<Waiting> products;
+    Waiting* due = nullptr;
 };
 
 struct Launch {
@@ -205,8 +238,7 @@ void place_threads(Block& block, size_t first) {
         fibre.turn = 0;
         fibre.place = {unfold(i, launch.block), block.index, launch.block, launch.grid};
         fibre.copies.clear();
-        fibre.committed.clear();
-        fibre.done = 0;
+        fibre.products.clear();
         rewind(fibre.stack, entry);
     }
 }
@@ -325,14 +357,22 @@ void gather(const void* mine, const void** all) {
     for (int lane = 0; lane < kWarp; lane++) all[lane] = pointers[lane];
 }
 
+static double widened(uint16_t bits, bool is_bfloat16) {
+    return double(is_bfloat16 ? to_float(bf16{bits}) : to_float(fp16{bits}));
+}
+
+// Exactly, and rounded once.
+static float product_sum(float before, const double (&a)[16], const double (&b)[16]) {
+    double sum = double(before);
+    for (int k = 0; k < 16; k++) sum += a[k] * b[k];
+    return float(sum);
+}
+
 static void multiply_all(Warp& warp) {
     double a[16][16], b[8][16];
     for (int lane = 0; lane < kWarp; lane++) {
         const Fragments& f = warp.fragments[lane];
-        const auto widen = [&f](uint32_t pair, int half) {
-            const auto bits = uint16_t(pair >> 16 * half);
-            return double(f.is_bfloat16 ? to_float(bf16{bits}) : to_float(fp16{bits}));
-        };
+        const auto widen = [&f](uint32_t pair, int half) { return widened(uint16_t(pair >> 16 * half), f.is_bfloat16); };
         const int row = lane / 4, column = lane % 4 * 2;
         for (int half = 0; half < 2; half++) {
             for (int i = 0; i < 4; i++) a[row + i % 2 * 8][column + i / 2 * 8 + half] = widen(f.a[i], half);
@@ -342,9 +382,8 @@ static void multiply_all(Warp& warp) {
     for (int lane = 0; lane < kWarp; lane++)
         for (int i = 0; i < 4; i++) {
             const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-            double sum = double(warp.fragments[lane].sums[i]);
-            for (int k = 0; k < 16; k++) sum += a[row][k] * b[column][k];
-            warp.fragments[lane].sums[i] = float(sum);
+            float& sum = warp.fragments[lane].sums[i];
+            sum = product_sum(sum, a[row], b[column]);
         }
 }
 
@@ -358,22 +397,59 @@ void multiply(float* sums, const uint32_t* a, const uint32_t* b, bool is_bfloat1
     if (meet_warp(Together::kMultiply, 0)) multiply_all(*fibre.warp);
 }
 
-void copy_later(const Copy& copy) { me().copies.push_back(copy); }
+void copy_later(const Copy& copy) { me().copies.items.push_back(copy); }
+void commit_copies() { me().copies.commit(); }
+const Copy* copy_due(int groups) { return me().copies.due(size_t(groups)); }
 
-void commit_copies() { me().committed.push_back(me().copies.size()); }
-
-const Copy* copy_due(int groups) {
-    Fibre& mine = me();
-    const size_t count = mine.committed.size(), kept = size_t(groups);
-    const size_t due = count > kept ? mine.committed[count - kept - 1] : 0;
-    if (mine.done < due) return &mine.copies[mine.done++];
-    if (mine.done == mine.copies.size()) {
-        mine.copies.clear();
-        std::fill(mine.committed.begin(), mine.committed.end(), 0);
-        mine.done = 0;
-        if (count > kept) mine.committed.erase(mine.committed.begin(), mine.committed.end() - groups);
+void multiply_later(const Product& product) {
+    auto& products = me().products;
+    const auto begin = products.items.begin() + ptrdiff_t(products.done);
+    const bool goes_on = std::any_of(begin, products.items.end(),
+                                     [&](const Waiting& other) { return other.product.sums == product.sums; });
+    Waiting waiting{product, {}};
+    if (!goes_on) {
+        float *sums = product.sums, *end = sums + product.columns / 2;
+        waiting.saved.assign(sums, end);
+        std::fill(sums, end, std::nanf(""));
     }
-    return nullptr;
+    products.items.push_back(std::move(waiting));
+}
+
+void commit_products() { me().products.commit(); }
+
+const Product* product_due(int groups) {
+    Fibre& mine = me();
+    mine.due = mine.products.due(size_t(groups));
+    return mine.due ? &mine.due->product : nullptr;
+}
+
+static void multiply_group(Warp& warp) {
+    double a[16][16], b[16];
+    const Product& shape = *warp.products[0];
+    for (int lane = 0; lane < kWarp; lane++) {
+        const uint32_t* left = warp.products[lane]->left;
+        for (int i = 0; i < 4; i++)
+            for (int half = 0; half < 2; half++)
+                a[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8 + half] =
+                    widened(uint16_t(left[i] >> 16 * half), shape.is_bfloat16);
+    }
+    for (int column = 0; column < shape.columns; column++) {
+        for (int k = 0; k < 16; k++) b[k] = widened(warp.right[column][k], shape.is_bfloat16);
+        for (int row = 0; row < 16; row++) {
+            const int lane = row % 8 * 4 + column % 8 / 2, place = column / 8 * 4 + row / 8 * 2 + column % 2;
+            float& sum = warp.products[lane]->sums[place];
+            sum = product_sum(shape.adds ? sum : 0.0f, a[row], b);
+        }
+    }
+}
+
+void multiply_due(const uint16_t (*right)[16]) {
+    Fibre& mine = me();
+    std::copy(mine.due->saved.begin(), mine.due->saved.end(), mine.due->product.sums);
+    mine.warp->products[mine.lane] = &mine.due->product;
+    for (int i = 0, column = mine.lane; column < mine.due->product.columns; i++, column += kWarp)
+        std::copy_n(right[i], 16, mine.warp->right[column]);
+    if (meet_warp(Together::kMultiplyGroup, 0)) multiply_group(*mine.warp);
 }
 
 static size_t clusters_of(const Launch& launch) { return count_of(launch.grid) / launch.cluster; }

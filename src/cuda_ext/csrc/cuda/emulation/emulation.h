@@ -47,6 +47,16 @@ struct Copy {
     const void* from;
 };
 
+// A warp's part of a product that wgmma has been asked for: 16 rows times ``columns`` rows of 64 elements in shared memory,
+// of which it takes the step-th 16. sums and left: this lane's, as mma's.
+struct Product {
+    float* sums;
+    const uint32_t* left;
+    const uint16_t* right;
+    int columns, step;
+    bool adds, is_bfloat16;
+};
+
 const Place& here();
 void* dynamic_shared();
 
@@ -79,6 +89,15 @@ void commit_copies();
 
 // The oldest copy that is not among the ``groups`` last committed ones, or null.
 const Copy* copy_due(int groups);
+
+// From here until the product is due its sums are NaN.
+void multiply_later(const Product& product);
+void commit_products();
+
+// The oldest product that is not among the ``groups`` last committed ones, or null; then every lane gives its part of the
+// right side, columns lane, lane + 32, …, which is read that late.
+const Product* product_due(int groups);
+void multiply_due(const uint16_t (*right)[16]);
 
 using Body = void (*)(const void* context);
 
