@@ -161,7 +161,7 @@ class Shapes:
             "row_stride": inputs,
             "out_stride": outputs,
         }
-        form = {"bits": bits, "group": 32, "has_offset": bits == 4, "out_dtype": 1}
+        form = {"bits": bits, "group": 32, "has_offset": bits == 4, "dtype": 1, "out_dtype": 1}
         x, out = self.random(rows, inputs), self.zeros(rows, outputs)
         call = self.caller("linear_quantised", out=out, x=x, panels=panels, **sizes, **form)
         return Measured(f"linear W{bits}, {rows} rows", panels.nbytes, 2.0 * rows * outputs * inputs, call)

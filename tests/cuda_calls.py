@@ -64,11 +64,12 @@ def embed(random: torch.Generator) -> list[Call]:
     return [("embed", {"out": _zeros(6, 200, dtype=torch.float32), "ids": ids, "table": table, **sizes})]
 
 
-def linear(random: torch.Generator) -> list[Call]:
+def linear(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
     """Few rows, and many."""
     x, weight = torch.randn(70, 704, generator=random).to(BF16), torch.randn(35, 704, generator=random).to(BF16)
     sizes = {"inputs": 704, "outputs": 35, "row_stride": 704, "weight_stride": 704, "out_stride": 35}
-    fields = {"x": x, "weight": weight, **sizes, "dtype": 1, "out_dtype": 1}
+    kinds = {"dtype": 1, "out_dtype": 1, "is_deterministic": is_deterministic}
+    fields = {"x": x, "weight": weight, **sizes, **kinds}
     return [("linear", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 70)]
 
 
@@ -79,13 +80,13 @@ def linear_quantised(random: torch.Generator) -> list[Call]:
     panels, x = _zeros(3, 10, 640, dtype=torch.uint8), torch.randn(70, 640, generator=random).to(BF16)
     form = {"bits": 4, "group": 32}
     packing = {"panels": panels, "codes": codes, "scales": scales, "offsets": offsets, "rows": 35, "groups": 20}
-    sizes = {"inputs": 640, "outputs": 35, "row_stride": 640, "out_stride": 35, "out_dtype": 1}
+    sizes = {"inputs": 640, "outputs": 35, "row_stride": 640, "out_stride": 35, "dtype": 1, "out_dtype": 1}
     fields = {"x": x, "panels": panels, **sizes, **form, "has_offset": 1}
     plain = {"out": _zeros(35, 640), "panels": panels, "rows": 35, "columns": 640}
     return [
         ("pack_quantised", {**packing, **form}),
         *(("linear_quantised", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 70)),
-        ("dequantise", {**plain, **form, "has_offset": 1}),
+        ("dequantise", {**plain, **form, "has_offset": 1, "dtype": 1}),
     ]
 
 

@@ -32,13 +32,15 @@ OPERATORS = {
     "gated_activation": "*out *gate_up rows dim row_stride kind dtype *stream",
     "embed": "*out *ids *table tokens rows dim first_id dtype bits group has_offset .scale *stream",
     "linear": (
-        "*out *x *weight *bias rows inputs outputs row_stride weight_stride out_stride dtype out_dtype *stream"
+        "*out *x *weight *bias rows inputs outputs row_stride weight_stride out_stride dtype out_dtype "
+        "is_deterministic *stream"
     ),
     "linear_quantised": (
-        "*out *x *panels *bias rows inputs outputs row_stride out_stride bits group has_offset out_dtype *stream"
+        "*out *x *panels *bias rows inputs outputs row_stride out_stride bits group has_offset dtype out_dtype "
+        "is_deterministic *stream"
     ),
     "pack_quantised": "*panels *codes *scales *offsets rows groups bits group *stream",
-    "dequantise": "*out *panels rows columns bits group has_offset *stream",
+    "dequantise": "*out *panels rows columns bits group has_offset dtype *stream",
     "paged_attention": (
         "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens *workspace *fault "
         "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
@@ -68,12 +70,13 @@ PICKS = {
     "rope_write_kv": "a block a token",
     "gated_activation": "eight elements a thread",
     "embed": "a block a token, from plain or quantised tables",
-    "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64",
-    "linear_quantised": "as linear, 128 × 64; codes to bfloat16 in registers, scales on a group's sum",
+    "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64; "
+    "on sm_90a then wgmma, 128 × 64 or 128",
+    "linear_quantised": "as linear, 128 × 64; codes to 16-bit floats in registers, scales on a group's sum",
     "pack_quantised": "a block a tile of 16 × 64",
     "dequantise": "a block a tile of 16 × 64",
     "paged_attention": (
-        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 64 rows a block (32 for 256); "
+        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 64 rows a block (32 for 256, or 16); "
         "single tokens: a warp each 256 positions"
     ),
     "draw": "a block a row; radix selection, nothing is sorted",

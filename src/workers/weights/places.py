@@ -13,7 +13,6 @@ from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.cuda_weight import CudaWeight, empty_weight, write_groups, write_matrix
 from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.cuda_ext.quantised import QuantisedGroups, QuantisedWeight, WeightFormat
-from shoal.errors import StartError
 from shoal.workers.layers import HostWeight, W
 
 
@@ -75,11 +74,6 @@ class DevicePlace:
         self.dtype = dtype
 
     def empty(self, rows: int, columns: int, form: WeightFormat | None) -> CudaWeight:
-        if form is not None and self.dtype != torch.bfloat16:
-            raise StartError(
-                "--dtype float16: integer weights are multiplied in bfloat16; take --dtype bfloat16, or "
-                "--quantization none"
-            )
         return empty_weight(self._device, rows, columns, form, self.dtype)
 
     def write(self, weight: CudaWeight, first_row: int, part: Tensor | QuantisedGroups) -> None:

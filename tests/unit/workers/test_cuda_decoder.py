@@ -16,7 +16,6 @@ from shoal.config import Quantization
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.cuda_weight import CudaWeight
-from shoal.errors import StartError
 from shoal.workers.cuda_decoder import CudaBuffers, CudaDecoder, graph_rows
 from shoal.workers.cuda_group import SoloDeviceGroup
 from shoal.workers.cuda_inputs import StepLimits
@@ -158,16 +157,12 @@ def test_the_caches_type_may_be_another(
         assert_alike(logits, truth)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("quantization", ["w4", "w8"])
-def test_integer_weights(device: CudaDevice, quantization: Quantization) -> None:
+def test_integer_weights(device: CudaDevice, quantization: Quantization, dtype: torch.dtype) -> None:
     description = replace(PLAIN, hidden_size=96, ffn_size=160)
-    driver = CudaDriver(device, description, load(device, description, quantization))
+    driver = CudaDriver(device, description, load(device, description, quantization, dtype))
     assert_alike(driver.step([(Sequence(prompt(LENGTH)), LENGTH)]), true_logits(description, quantization))
-
-
-def test_integer_weights_want_bfloat16(device: CudaDevice) -> None:
-    with pytest.raises(StartError, match="--dtype float16: integer weights are multiplied in bfloat16"):
-        load(device, PLAIN, "w4", torch.float16)
 
 
 @DESCRIPTIONS

@@ -87,23 +87,25 @@ struct EmbedArgs {
 };
 
 // x: [rows, inputs] and weight: [outputs, inputs] of dtype; out: [rows, outputs] of out_dtype (also float32), rows
-// out_stride apart; bias: float32 [outputs] or null
+// out_stride apart; bias: float32 [outputs] or null. is_deterministic: a row gets the same bits in any batch, whatever the
+// chip's tensor cores do: wgmma is not taken
 struct LinearArgs {
     void* out;
     const void* x;
     const void* weight;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, weight_stride, out_stride, dtype, out_dtype;
+    int64_t rows, inputs, outputs, row_stride, weight_stride, out_stride, dtype, out_dtype, is_deterministic;
     void* stream;
 };
 
-// As LinearArgs; x: bfloat16, panels: of pack_quantised
+// As LinearArgs; panels: of pack_quantised
 struct QuantisedLinearArgs {
     void* out;
     const void* x;
     const void* panels;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, out_stride, bits, group, has_offset, out_dtype;
+    int64_t rows, inputs, outputs, row_stride, out_stride, bits, group, has_offset, dtype, out_dtype;
+    int64_t is_deterministic;
     void* stream;
 };
 
@@ -118,11 +120,11 @@ struct PackQuantisedArgs {
     void* stream;
 };
 
-// out: bfloat16 [rows, columns], contiguous: for a library's product of many rows
+// out: [rows, columns] of dtype, contiguous: for a library's product of many rows
 struct DequantiseArgs {
     void* out;
     const void* panels;
-    int64_t rows, columns, bits, group, has_offset;
+    int64_t rows, columns, bits, group, has_offset, dtype;
     void* stream;
 };
 

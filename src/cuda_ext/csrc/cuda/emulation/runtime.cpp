@@ -266,13 +266,14 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) {
     return cudaSuccess;
 }
 
-cudaError_t emulation::launch(void* stream, const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body,
-                              const void* context, size_t bytes) {
+cudaError_t emulation::launch(void* stream, const char* name, dim3 grid, unsigned cluster, dim3 block,
+                              size_t shared_bytes, Body body, const void* context, size_t bytes) {
     const auto* first = static_cast<const unsigned char*>(context);
     const std::vector<unsigned char> kept(first, first + bytes);
     const bool is_on_stream = stream != nullptr;
     return add(static_cast<cudaStream_t>(stream), [=] {
         if (is_on_stream && is_planted(name)) return cudaErrorIllegalAddress;
-        return run(name, grid, block, shared_bytes, body, kept.data(), bytes) ? cudaSuccess : cudaErrorLaunchFailure;
+        return run(name, grid, cluster, block, shared_bytes, body, kept.data(), bytes) ? cudaSuccess
+                                                                                        : cudaErrorLaunchFailure;
     });
 }

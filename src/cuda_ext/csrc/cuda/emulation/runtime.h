@@ -78,7 +78,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready);
 namespace emulation {
 
 // As run, in the order of the stream.
-cudaError_t launch(void* stream, const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body,
-                   const void* context, size_t bytes);
+cudaError_t launch(void* stream, const char* name, dim3 grid, unsigned cluster, dim3 block, size_t shared_bytes,
+                   Body body, const void* context, size_t bytes);
 
 }  // namespace emulation
