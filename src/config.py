@@ -53,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """0: what the model declares."""
     device: Device = "auto"
     """auto: GPUs where they can be used, else the processor; each rank finds out for itself."""
+    deterministic: bool = False
+    """On GPUs: one order of summation whatever the number of rows. On a CPU it is always so."""
     dtype: Dtype = "auto"
     quantization: Quantization = "auto"
     kv_cache_dtype: CacheDtype = "auto"

@@ -203,6 +203,12 @@ _MODEL: Final = (
         "auto",
     ),
     Flag(
+        "deterministic",
+        "a request's tokens do not depend on what else is computed with it: on a CPU always so, on GPUs at the cost of "
+        "their fastest instructions for prompts",
+        switch=True,
+    ),
+    Flag(
         "dtype",
         "auto, float32 (only on a CPU), bfloat16, or float16 (only on a GPU); auto takes bfloat16 where compiled "
         "kernels run",

@@ -50,6 +50,7 @@ def prepare(argv: Sequence[str]) -> Launch:
         instance_num=values["instance_num"],
         session_len=_session_len(values["session_len"], description),
         device=values["device"],
+        deterministic=bool(values["deterministic"]),
         dtype=values["dtype"],
         quantization=values["quantization"],
         kv_cache_dtype=_cache_dtype(values["quant_policy"], values["kv_cache_dtype"]),

@@ -24,10 +24,11 @@ HANDLE_BYTES: Final = 64
 
 
 class CudaDevice:
-    """The index-th device. Raises CudaError where it cannot be used."""
+    """The index-th device; is_deterministic: of its programs. Raises CudaError where it cannot be used."""
 
-    def __init__(self, library: CudaLibrary, index: int = 0) -> None:
+    def __init__(self, library: CudaLibrary, index: int = 0, *, is_deterministic: bool = False) -> None:
         self.library = library
+        self._is_deterministic = is_deterministic
         self.index = index
         self.torch_device = torch.device("cpu") if library.is_emulated else torch.device("cuda", index)
         library.do("use_device", index)
@@ -40,7 +41,9 @@ class CudaDevice:
 
     def program(self) -> CudaProgram:
         """For operators on this device's stream."""
-        return CudaProgram(self.library, self.torch_device, self.stream)
+        return CudaProgram(
+            self.library, self.torch_device, self.stream, is_deterministic=self._is_deterministic
+        )
 
     # --- memory ------------------------------------------------------------------------------------------
 

@@ -30,11 +30,11 @@ def choose_device(settings: Settings, rank: int) -> CudaDevice | None:
     if settings.device == "cuda":
         if library is None or missing:
             raise StartError(f"--device cuda: {missing}, or take --device cpu")
-        return _open(library, rank)
+        return _open(library, settings, rank)
     if library is None or library.is_emulated or missing:
         logs.event(_LOG, "device", device="cpu", reason=missing or "the CUDA library is an emulation")
         return None
-    return _open(library, rank)
+    return _open(library, settings, rank)
 
 
 def _what_is_missing(library: CudaLibrary | None, tp: int) -> str:
@@ -56,9 +56,9 @@ def _what_is_missing(library: CudaLibrary | None, tp: int) -> str:
     return ""
 
 
-def _open(library: CudaLibrary, rank: int) -> CudaDevice:
+def _open(library: CudaLibrary, settings: Settings, rank: int) -> CudaDevice:
     try:
-        device = CudaDevice(library, rank)
+        device = CudaDevice(library, rank, is_deterministic=settings.deterministic)
     except CudaError as error:
         raise StartError(f"--device cuda: GPU {rank} cannot be used ({error}), or take --device cpu") from error
     if not library.is_emulated:
