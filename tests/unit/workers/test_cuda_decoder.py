@@ -197,8 +197,8 @@ def test_a_graph_gives_what_the_operators_give(device: CudaDevice) -> None:
 
 
 def test_a_deterministic_device_gives_the_same_on_every_chip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit, where a chip has other instructions for many rows, which it takes unless told not to. (Emulated, those
-    add up exactly: only a chip can show a difference.)"""
+    """To the bit, where a chip has other instructions for many rows, which it takes unless told not to. (Emulated,
+    those add up exactly: only a chip can show a difference.)"""
     description, ids = replace(PLAIN, hidden_size=128, ffn_size=128), prompt(LENGTH)
     found = []
     for chip, is_deterministic in (("80", False), ("90", True), ("90", False)):
