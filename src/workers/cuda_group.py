@@ -90,10 +90,11 @@ class PeerRegions:
         }
 
     def clear(self) -> None:
-        """For a new group. Nobody may wait or write any more."""
-        for memory in (*self.memory.values(), self.fault):
-            self.device.send_whole(memory, torch.zeros_like(memory, device="cpu"))
-        self.device.wait()
+        """For a new group: calls are counted from the first on. Nobody may wait or write any more."""
+        headers = [memory[: ops.REGION_HEADER].view(torch.int32) for memory in self.memory.values()]
+        for part in (*headers, self.fault):
+            self.device.send_whole(part, torch.zeros(part.shape, dtype=torch.int32))
+        self.device.drop_stage()
 
 
 class PeerGroup:

@@ -184,3 +184,17 @@ def test_a_rank_that_dies_ends_the_crew_and_another_serves(tiny: Path) -> None:
             assert time.monotonic() < until_s, status
             time.sleep(0.2)
         assert "Traceback" not in server.log()
+
+
+def test_it_sleeps_and_wakes(tiny: Path) -> None:
+    """At level 2 the weights go too."""
+    body = {"model": tiny.name, "prompt": "abc", "max_tokens": 8, "temperature": 0}
+    with running_server(str(tiny), *FLAGS, *ON_DEVICE, env=emulation()) as server:
+        _, before = server.post("/v1/completions", body)
+        for level in (1, 2):
+            assert server.post(f"/sleep?level={level}", {})[0] == 200
+            assert server.post("/wakeup", {})[0] == 200
+            wait_ready(server)
+            status, after = server.post("/v1/completions", body)
+            assert status == 200, after
+            assert after["choices"] == before["choices"]

@@ -1,5 +1,6 @@
 """A model on a device whose memory does not suffice: what is said, and what fits where it does."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,20 @@ def test_blocks_are_counted_from_what_is_free_when_all_else_is_there(folder: Pat
     model.make_runner(Allocate(1, model.count_blocks(), ""), None)
     assert free - device.free_bytes() == (model.count_blocks() + 1) * BLOCK_BYTES
     model.free_cache()
+
+
+def test_a_model_that_is_given_up_leaves_nothing(folder: Path) -> None:
+    gc.collect()
+    before = CudaDevice(CudaLibrary(emulated.build())).free_bytes()
+    device, model = load(folder)
+    runner = model.make_runner(Allocate(1, 40, ""), None)
+    assert device.free_bytes() < before - 400_000
+    runner.close()
+    del runner
+    model.free_cache()
+    del model
+    gc.collect()
+    assert device.free_bytes() == before
 
 
 def test_weights_are_on_the_device_alone(folder: Path) -> None:
