@@ -3,9 +3,10 @@
     python benchmarks/gpu_check.py [--skip-build] [--skip-tests]
 
 Builds the CUDA library for the chip that is here (without nvcc: takes the one that is there), runs every kernel test on
-it, prints a table of bandwidth and FLOPs beside the roofline's, and a server's tokens a second. Without a chip the
-library is built for all chips where nvcc is, the tests and the table's calls run on the emulated kernels, whose times
-say nothing, and each step that was left out says so. Exit code 1 where a step failed.
+it and every operator once under compute-sanitizer, prints a table of bandwidth and FLOPs beside the roofline's, and a
+server's tokens a second on random weights. Without a chip the library is built for all chips where nvcc is, all the
+rest runs on the emulated kernels, whose times say nothing, and each step that was left out says so. Exit code 1 where a
+step failed.
 """
 
 import argparse
@@ -14,18 +15,24 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from gpu_models import SHAPES, write_model
 from serve import processor
 
 from shoal.cuda_ext.cuda_binding import LIBRARY, CudaLibrary
 from shoal.cuda_ext.cuda_program import CudaProgram
+from shoal.errors import StartError
 
 ROOT = Path(__file__).resolve().parents[1]
+_LIMIT_S = 540
+_LEAST_SERVING_S = 90
+"""To write a model, load it and measure; a model is left out where fewer are left."""
 TESTS = "tests/unit/cuda_ext/cuda"
 PEAKS = {"A100": (2.04e12, 312e12), "H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}
 """Bytes and bfloat16 FLOPs a second, dense."""
@@ -81,9 +88,11 @@ def find_place() -> Place:
             return Place(library, torch.device("cuda"), torch.cuda.get_device_name())
         say(f"the library finds no chip: {library.error}")
     elif LIBRARY.exists():
-        say(
-            f"torch {torch.__version__} finds no GPU; the library says: {CudaLibrary(LIBRARY).chips() or 'none'}"
-        )
+        try:
+            seen = CudaLibrary(LIBRARY).chips() or "none"
+        except StartError as error:
+            seen = str(error)
+        say(f"torch {torch.__version__} finds no GPU; the library says: {seen}")
     sys.path.insert(0, str(ROOT / "tests"))
     import emulated
 
@@ -161,7 +170,7 @@ class Shapes:
             "row_stride": inputs,
             "out_stride": outputs,
         }
-        form = {"bits": bits, "group": 32, "has_offset": bits == 4, "out_dtype": 1}
+        form = {"bits": bits, "group": 32, "has_offset": bits == 4, "dtype": 1, "out_dtype": 1}
         x, out = self.random(rows, inputs), self.zeros(rows, outputs)
         call = self.caller("linear_quantised", out=out, x=x, panels=panels, **sizes, **form)
         return Measured(f"linear W{bits}, {rows} rows", panels.nbytes, 2.0 * rows * outputs * inputs, call)
@@ -254,20 +263,48 @@ def measure(place: Place) -> None:
         say(f"{one.what:<44}{taken_s * 1e6:>10.1f}{rates}{share:>14}")
 
 
-def serve(place: Place) -> bool:
-    if not place.is_chip:
-        say(
-            "\nleft out: the server's throughput, which needs a chip (a tiny model on the emulated kernels is a test)"
-        )
-        return run(sys.executable, "-m", "pytest", "-q", "tests/process/test_cuda_serving.py")
-    return run(sys.executable, "benchmarks/serve.py", SHOAL_CUDA_LIBRARY=str(LIBRARY))
+def watch(place: Place) -> bool:
+    """Every operator once, under compute-sanitizer where there is one and a chip for it."""
+    command = (sys.executable, "benchmarks/gpu_once.py")
+    named = str(place.library.path)
+    if not place.is_chip or shutil.which("compute-sanitizer") is None:
+        say("left out: compute-sanitizer, which needs a chip" if not place.is_chip else "no compute-sanitizer")
+        return run(*command, SHOAL_CUDA_LIBRARY=named)
+    tools = [
+        ("compute-sanitizer", f"--tool={tool}", "--error-exitcode=9") for tool in ("memcheck", "racecheck")
+    ]
+    return all(run(*tool, *command, SHOAL_CUDA_LIBRARY=named) for tool in tools)
+
+
+def serve(place: Place, deadline_s: float) -> bool:
+    """The server on random weights in the shapes of real models; tiny ones where the chip is emulated."""
+    small, fine = not place.is_chip, True
+    flags = (
+        "--log_level warning --device cuda --instance_num 256 --session_len 1024 --max_prefill_token_num 2048"
+    )
+    load = ("--concurrency", "1,16,64,256", "--prompt", "128", "--output", "128")
+    if small:
+        flags = "--log_level warning --device cuda --instance_num 4 --session_len 64 --max_prefill_token_num 32"
+        load = ("--concurrency", "1,2", "--prompt", "8", "--output", "4", "--vocab", "512")
+    for name in SHAPES:
+        left_s = deadline_s - time.monotonic()
+        if left_s < _LEAST_SERVING_S and not small:
+            say(f"left out: {name}, for which {left_s:.0f} s are too few")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            say(f"\n{name}, random weights{', tiny' if small else ''}")
+            model = write_model(name, Path(folder), tiny=small)
+            command = (sys.executable, "benchmarks/serve.py", "--model", str(model), *load)
+            named = str(place.library.path)
+            fine &= run(*command, "--server_args", flags, SHOAL_CUDA_LIBRARY=named, XDG_STATE_HOME=folder)
+    return fine
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--skip-build", action="store_true")
     parser.add_argument("--skip-tests", action="store_true")
-    options = parser.parse_args()
+    options, began_s = parser.parse_args(), time.monotonic()
     chips = compute_capabilities()
     say(f"{processor()}; torch {torch.__version__}; chips: {', '.join(chips) or 'none'}")
     failed = [] if options.skip_build or build(chips) else ["build"]
@@ -276,9 +313,12 @@ def main() -> int:
         named = str(place.library.path)
         if not run(sys.executable, "-m", "pytest", "-q", TESTS, SHOAL_CUDA_LIBRARY=named):
             failed.append("tests")
+        if not watch(place):
+            failed.append("compute-sanitizer")
     measure(place)
-    if not options.skip_tests and not serve(place):
+    if not serve(place, began_s + _LIMIT_S):
         failed.append("server")
+    say(f"\n{time.monotonic() - began_s:.0f} s")
     say("\nfailed:" if failed else "\nall done", *failed)
     return bool(failed)
 

@@ -29,6 +29,7 @@ from shoal.workers.load import load_parameters
 from shoal.workers.parallel import SoloGroup, split
 from shoal.workers.runner import Runner
 from shoal.workers.slots import SlotTable
+from shoal.workers.weights.places import HostPlace
 from shoal.workers.weights.source import open_source
 
 _BLOCK_SIZE = 16
@@ -113,7 +114,7 @@ class _Steps:
         description = describe(location)
         shard, group = split(description, 1, 0), SoloGroup()
         parameters = load_parameters(
-            open_source(location), description, shard, torch.bfloat16, lambda done, total: None
+            open_source(location), description, shard, HostPlace(torch.bfloat16), lambda done, total: None
         )
         length = context + _WARM_UP + 2 * _STEPS + 1
         blocks = -(-length // _BLOCK_SIZE)

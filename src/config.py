@@ -9,8 +9,9 @@ from typing import Final, Literal
 
 import msgspec
 
-Dtype = Literal["auto", "float32", "bfloat16"]
-CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+CacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8", "int8"]
 Quantization = Literal["auto", "none", "w8", "w4"]
 """auto: integers where the file has them."""
 Scope = Literal["inference", "metrics", "admin"]
@@ -50,6 +51,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     instance_num: int = 64
     session_len: int = 0
     """0: what the model declares."""
+    device: Device = "auto"
+    """auto: GPUs where they can be used, else the processor; each rank finds out for itself."""
+    deterministic: bool = False
+    """On GPUs: one order of summation whatever the number of rows. On a CPU it is always so."""
     dtype: Dtype = "auto"
     quantization: Quantization = "auto"
     kv_cache_dtype: CacheDtype = "auto"

@@ -196,9 +196,22 @@ _MODEL: Final = (
         metavar="FORMAT",
     ),
     Flag(
+        "device",
+        "auto, cpu or cuda; auto takes GPUs where the CUDA library, torch's CUDA build and a GPU for each rank are "
+        "there, else the processor",
+        _one_of("auto", "cpu", "cuda"),
+        "auto",
+    ),
+    Flag(
+        "deterministic",
+        "a request's tokens do not depend on what else is computed with it: on a CPU always so, on GPUs at the cost of "
+        "their fastest instructions for prompts",
+        switch=True,
+    ),
+    Flag(
         "dtype",
-        "auto, float32 or bfloat16; auto takes bfloat16 where the compiled kernels run; float16 is not "
-        "available yet",
+        "auto, float32 (only on a CPU), bfloat16, or float16 (only on a GPU); auto takes bfloat16 where compiled "
+        "kernels run",
         _one_of("auto", "float32", "bfloat16", "float16"),
         "auto",
     ),
@@ -246,7 +259,7 @@ _MODEL: Final = (
 )
 
 _ENGINE: Final = (
-    Flag("tp", "processes (ranks) that share the model", _whole(1, 64), 1, "N"),
+    Flag("tp", "processes (ranks) that share the model, on GPUs one each", _whole(1, 64), 1, "N"),
     Flag("dp", "replicas of the model", _whole(1), metavar="N", neutral=(1,)),
     Flag(
         "instance_num",
@@ -261,7 +274,9 @@ _ENGINE: Final = (
     Flag(
         "cache_max_entry_count", "share of the free memory that may hold keys and values", _share, 0.8, "SHARE"
     ),
-    Flag("cache_bytes", "most memory for keys and values on a CPU", _bytes, 4 << 30, "BYTES"),
+    Flag(
+        "cache_bytes", "most memory for keys and values on a CPU, all ranks together", _bytes, 4 << 30, "BYTES"
+    ),
     Flag("cache_block_seq_len", "tokens in a block of the cache", _block_len, 16, "N"),
     Flag("enable_prefix_caching", "equal beginnings of prompts are computed once (the default)", switch=True),
     Flag(
@@ -279,8 +294,9 @@ _ENGINE: Final = (
     ),
     Flag(
         "kv_cache_dtype",
-        "element type of the cache: auto (that of the matrices), float32, bfloat16 or int8",
-        _one_of("auto", "float32", "bfloat16", "int8"),
+        "element type of the cache: auto (that of the matrices), bfloat16, on a CPU also float32 and int8, on a GPU "
+        "also float16 and fp8",
+        _one_of("auto", "float32", "bfloat16", "float16", "fp8", "int8"),
         "auto",
     ),
 )

@@ -49,6 +49,8 @@ def prepare(argv: Sequence[str]) -> Launch:
         tp=_ranks(values["tp"], description),
         instance_num=values["instance_num"],
         session_len=_session_len(values["session_len"], description),
+        device=values["device"],
+        deterministic=bool(values["deterministic"]),
         dtype=values["dtype"],
         quantization=values["quantization"],
         kv_cache_dtype=_cache_dtype(values["quant_policy"], values["kv_cache_dtype"]),
@@ -106,8 +108,10 @@ def _refuse(values: dict[str, Any]) -> None:
         raise FlagError(
             "--trust_remote_code: refused, Shoal runs no code from model folders; leave the flag out"
         )
-    if values["dtype"] == "float16":
-        raise FlagError("--dtype float16: not available yet; take auto, bfloat16 or float32")
+    if values["dtype"] == "float16" and values["device"] == "cpu":
+        raise FlagError("--dtype float16: only on a GPU (--device cuda); take auto, bfloat16 or float32")
+    if values["dtype"] == "float32" and values["device"] == "cuda":
+        raise FlagError("--dtype float32: not on a GPU; take bfloat16 or float16, or --device cpu")
     if values["model_format"] in {"awq", "gptq"}:
         raise FlagError(f"--model_format {values['model_format']}: not available yet")
 

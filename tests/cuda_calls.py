@@ -64,11 +64,12 @@ def embed(random: torch.Generator) -> list[Call]:
     return [("embed", {"out": _zeros(6, 200, dtype=torch.float32), "ids": ids, "table": table, **sizes})]
 
 
-def linear(random: torch.Generator) -> list[Call]:
+def linear(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
     """Few rows, and many."""
     x, weight = torch.randn(70, 704, generator=random).to(BF16), torch.randn(35, 704, generator=random).to(BF16)
     sizes = {"inputs": 704, "outputs": 35, "row_stride": 704, "weight_stride": 704, "out_stride": 35}
-    fields = {"x": x, "weight": weight, **sizes, "dtype": 1, "out_dtype": 1}
+    kinds = {"dtype": 1, "out_dtype": 1, "is_deterministic": is_deterministic}
+    fields = {"x": x, "weight": weight, **sizes, **kinds}
     return [("linear", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 70)]
 
 
@@ -79,13 +80,13 @@ def linear_quantised(random: torch.Generator) -> list[Call]:
     panels, x = _zeros(3, 10, 640, dtype=torch.uint8), torch.randn(70, 640, generator=random).to(BF16)
     form = {"bits": 4, "group": 32}
     packing = {"panels": panels, "codes": codes, "scales": scales, "offsets": offsets, "rows": 35, "groups": 20}
-    sizes = {"inputs": 640, "outputs": 35, "row_stride": 640, "out_stride": 35, "out_dtype": 1}
+    sizes = {"inputs": 640, "outputs": 35, "row_stride": 640, "out_stride": 35, "dtype": 1, "out_dtype": 1}
     fields = {"x": x, "panels": panels, **sizes, **form, "has_offset": 1}
     plain = {"out": _zeros(35, 640), "panels": panels, "rows": 35, "columns": 640}
     return [
         ("pack_quantised", {**packing, **form}),
         *(("linear_quantised", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 70)),
-        ("dequantise", {**plain, **form, "has_offset": 1}),
+        ("dequantise", {**plain, **form, "has_offset": 1, "dtype": 1}),
     ]
 
 
@@ -119,6 +120,49 @@ def draw(random: torch.Generator) -> list[Call]:
     ]
 
 
+def feed_tokens(random: torch.Generator) -> list[Call]:
+    drawn, sources = (
+        torch.randint(40, (9,), generator=random),
+        torch.arange(-5, 195, dtype=torch.int32) % 10 - 1,
+    )
+    ids = torch.randint(40, (200,), generator=random)
+    return [
+        ("feed_tokens", {"token_ids": ids, "drawn": drawn, "sources": sources, "tokens": 200, "rows": 9}),
+    ]  # fmt: skip
+
+
+def take_rows(random: torch.Generator) -> list[Call]:
+    x, rows = torch.randn(5, 72, generator=random).to(BF16), torch.tensor([4, 0, 4])
+    sizes = {"count": 3, "x_rows": 5, "row_bytes": 144}
+    return [("take_rows", {"out": _zeros(3, 72), "x": x, "rows": rows, **sizes})]
+
+
+def cap_logits(random: torch.Generator) -> list[Call]:
+    sizes = {"rows": 2, "vocabulary": 300, "row_stride": 300, "cap": 30.0}
+    return [("cap_logits", {"logits": torch.randn(2, 300, generator=random), **sizes})]
+
+
+def adjust_logits(random: torch.Generator) -> list[Call]:
+    ids = torch.randperm(300, generator=random).int()
+    sizes = {"rows": 2, "vocabulary": 300, "row_stride": 300}
+    penalty = {name: torch.tensor([1.5, 0.5]) for name in ("repetition", "presence", "frequency")}
+    starts = torch.tensor([0, 270, 300], dtype=torch.int32)
+    return [
+        ("adjust_logits", {
+            "logits": torch.randn(2, 300, generator=random), "bias_starts": starts, "bias_ids": ids,
+            "biases": torch.randn(300, generator=random), "seen_starts": starts, "seen_ids": ids.flip(0),
+            "seen_counts": torch.arange(300) % 3.0, **penalty, **sizes,
+        }),
+    ]  # fmt: skip
+
+
+def mask_logits(random: torch.Generator) -> list[Call]:
+    sizes = {"rows": 2, "vocabulary": 300, "row_stride": 300, "mask_bytes": 38}
+    masks = torch.randint(256, (1, 38), generator=random).to(torch.uint8)
+    fields = {"mask_of": torch.tensor([-1, 0], dtype=torch.int32), "masks": masks}
+    return [("mask_logits", {"logits": torch.randn(2, 300, generator=random), **fields, **sizes})]
+
+
 REGION_BYTES = 4096 + 2 * 2560
 
 
@@ -136,11 +180,29 @@ def all_reduce(random: torch.Generator) -> list[Call]:
     ]
 
 
+def gather_columns(random: torch.Generator) -> list[Call]:
+    """Two ranks, to be run together."""
+    regions = _zeros(2, REGION_BYTES, dtype=torch.uint8)
+    pointers, widths = torch.tensor([region.data_ptr() for region in regions]), torch.tensor([200, 100])
+    sizes = {"rows": 3, "out_stride": 300, "ranks": 2, "slot_bytes": 2560}
+    spare, out = regions[0, 4092:4096], torch.zeros(3, 300)
+    parts = [torch.randn(3, width, generator=random) for width in (200, 100)]
+    shared = {"widths": widths, "regions": pointers, "fault": spare, **sizes}
+    return [
+        ("gather_columns", {"x": parts[0], "x_stride": 200, "rank": 0, "out": out, **shared}),
+        ("gather_columns", {"x": parts[1], "x_stride": 100, "rank": 1, **shared}),
+    ]
+
+
+TOGETHER = ("all_reduce", "gather_columns")
+"""Operators whose examples are ranks that wait for each other."""
+
 EXAMPLES = {
     function.__name__: function
     for function in (
         *(rms_norm, add_rms_norm, rope_write_kv, gated_activation, embed, linear, linear_quantised),
-        *(paged_attention, draw, all_reduce),
+        *(paged_attention, draw, all_reduce, gather_columns),
+        *(feed_tokens, take_rows, cap_logits, adjust_logits, mask_logits),
     )
 }
 

@@ -21,9 +21,10 @@ from shoal.workers.architectures import choose_layout, expected_shapes
 from shoal.workers.decoder import Decoder
 from shoal.workers.inputs import StepInputs
 from shoal.workers.kv_cache import KVCache
-from shoal.workers.layers import Parameters
+from shoal.workers.layers import HostWeight, Parameters
 from shoal.workers.load import load_parameters
 from shoal.workers.parallel import Group, SoloGroup, split
+from shoal.workers.weights.places import HostPlace
 from shoal.workers.weights.source import open_source
 
 
@@ -64,7 +65,7 @@ class Driver:
     def __init__(
         self,
         description: ModelDescription,
-        parameters: Parameters,
+        parameters: Parameters[HostWeight],
         session_len: int,
         group: Group | None = None,
         tp: int = 1,
@@ -182,17 +183,24 @@ def load_whole(
     tp: int = 1,
     rank: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> Parameters:
+) -> Parameters[HostWeight]:
     shard = split(description, tp, rank)
-    return load_parameters(source, description, shard, dtype, lambda done, total: None)
+    return load_parameters(source, description, shard, HostPlace(dtype), lambda done, total: None)
 
 
-def load_file_or_folder(path: Path, quantization: Quantization = "none") -> tuple[ModelDescription, Parameters]:
+def load_file_or_folder(
+    path: Path, quantization: Quantization = "none"
+) -> tuple[ModelDescription, Parameters[HostWeight]]:
     """As floats, unless told otherwise: what references compute with."""
     location = locate_model(str(path))
     description = describe(location)
     shard = split(description, 1, 0)
     parameters = load_parameters(
-        open_source(location), description, shard, torch.float32, lambda done, total: None, quantization
+        open_source(location),
+        description,
+        shard,
+        HostPlace(torch.float32),
+        lambda done, total: None,
+        quantization,
     )
     return description, parameters

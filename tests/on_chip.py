@@ -8,6 +8,9 @@ from torch import Tensor
 
 from shoal.cuda_ext.cuda_binding import Call, CudaLibrary, Value
 
+_OF_THE_HOST = ("regions", "widths")
+"""Fields whose arrays the launcher reads."""
+
 
 class OnChip(CudaLibrary):
     """Runs on ``device``; on the CPU, where the library is emulated, on copies."""
@@ -43,7 +46,7 @@ class _Copies:
 
     def add(self, fields: dict[str, Value]) -> None:
         for name, value in fields.items():
-            if isinstance(value, Tensor) and name != "regions" and self._place(value.data_ptr()) is None:
+            if isinstance(value, Tensor) and name not in _OF_THE_HOST and self._place(value.data_ptr()) is None:
                 here = torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage())
                 self._pairs.append(
                     (here, here.clone() if self._device.type == "cpu" else here.to(self._device))
@@ -56,6 +59,8 @@ class _Copies:
         }
 
     def _moved(self, name: str, value: Tensor) -> Value:
+        if name == "widths":
+            return value
         if name != "regions":
             return self._place(value.data_ptr())
         # An array of the host's, of addresses of the device's.

@@ -17,6 +17,7 @@ from shoal.workers.kv_cache import KVCache
 from shoal.workers.layers import Parameters
 from shoal.workers.load import load_parameters
 from shoal.workers.parallel import SoloGroup, split
+from shoal.workers.weights.places import HostPlace
 from shoal.workers.weights.source import open_source
 
 _BLOCK_SIZE = 16
@@ -28,7 +29,7 @@ def load(path: Path, quantization: Quantization, dtype: torch.dtype) -> tuple[Mo
     description = describe(location)
     source, shard = open_source(location), split(description, 1, 0)
     return description, load_parameters(
-        source, description, shard, dtype, lambda done, total: None, quantization
+        source, description, shard, HostPlace(dtype), lambda done, total: None, quantization
     )
 
 

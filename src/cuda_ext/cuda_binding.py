@@ -32,13 +32,15 @@ OPERATORS = {
     "gated_activation": "*out *gate_up rows dim row_stride kind dtype *stream",
     "embed": "*out *ids *table tokens rows dim first_id dtype bits group has_offset .scale *stream",
     "linear": (
-        "*out *x *weight *bias rows inputs outputs row_stride weight_stride out_stride dtype out_dtype *stream"
+        "*out *x *weight *bias rows inputs outputs row_stride weight_stride out_stride dtype out_dtype "
+        "is_deterministic *stream"
     ),
     "linear_quantised": (
-        "*out *x *panels *bias rows inputs outputs row_stride out_stride bits group has_offset out_dtype *stream"
+        "*out *x *panels *bias rows inputs outputs row_stride out_stride bits group has_offset dtype out_dtype "
+        "is_deterministic *stream"
     ),
     "pack_quantised": "*panels *codes *scales *offsets rows groups bits group *stream",
-    "dequantise": "*out *panels rows columns bits group has_offset *stream",
+    "dequantise": "*out *panels rows columns bits group has_offset dtype *stream",
     "paged_attention": (
         "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens *workspace *fault "
         "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
@@ -46,7 +48,18 @@ OPERATORS = {
         "dtype cache_dtype .scale .soft_cap .k_scale .v_scale *stream"
     ),
     "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride *stream",
+    "feed_tokens": "*token_ids *drawn *sources tokens rows *stream",
+    "take_rows": "*out *x *rows count x_rows row_bytes *stream",
+    "cap_logits": "*logits rows vocabulary row_stride .cap *stream",
+    "adjust_logits": (
+        "*logits *bias_starts *bias_ids *biases *seen_starts *seen_ids *seen_counts *repetition *presence *frequency "
+        "rows vocabulary row_stride *stream"
+    ),
+    "mask_logits": "*logits *mask_of *masks rows vocabulary row_stride mask_bytes *stream",
     "all_reduce": "*x *regions *stop *fault count rank ranks slot_bytes dtype *stream",
+    "gather_columns": (
+        "*out *x *widths *regions *stop *fault rows x_stride out_stride rank ranks slot_bytes *stream"
+    ),
 }
 """The fields of each operator's struct in csrc/cuda/shoal_cuda.h: ``*`` is a pointer, ``.`` a double, the others are
 64-bit integers."""
@@ -57,27 +70,41 @@ PICKS = {
     "rope_write_kv": "a block a token",
     "gated_activation": "eight elements a thread",
     "embed": "a block a token, from plain or quantised tables",
-    "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64",
-    "linear_quantised": "as linear, 128 × 64; codes to bfloat16 in registers, scales on a group's sum",
+    "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64; "
+    "on sm_90a then wgmma, 128 × 64 or 128",
+    "linear_quantised": "as linear, 128 × 64; codes to 16-bit floats in registers, scales on a group's sum",
     "pack_quantised": "a block a tile of 16 × 64",
     "dequantise": "a block a tile of 16 × 64",
     "paged_attention": (
-        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 64 rows a block (32 for 256); "
+        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 64 rows a block (32 for 256, or 16); "
         "single tokens: a warp each 256 positions"
     ),
     "draw": "a block a row; radix selection, nothing is sorted",
+    "feed_tokens": "a thread a token",
+    "take_rows": "a block a row",
+    "cap_logits": "a thread a logit",
+    "adjust_logits": "a block a row",
+    "mask_logits": "a thread a logit",
     "all_reduce": "one step over peer memory, up to 8 ranks of one host",
+    "gather_columns": "one step over peer memory, a block a row",
 }
 """How each operator is shared out, for ``python -m shoal.cuda_ext``."""
 
+_NO_MEMORY = 4
 _LAUNCH_FAILED = 8
 _ERRORS = {
-    4: "the operator's workspace is too small",
+    _NO_MEMORY: "the operator's workspace is too small",
     7: "there is no CUDA kernel for these sizes or types",
     _LAUNCH_FAILED: "a kernel did not start",
 }
 
 Value = int | float | Tensor | None
+
+
+class CudaError(RuntimeError):
+    """The device failed, in the driver's words. What is on it is lost: the process is to end."""
+
+
 Call = tuple[str, dict[str, Value]]
 """An operator and its struct's fields; those left out are 0 or null."""
 
@@ -118,6 +145,29 @@ class CudaLibrary:
             found[f"{len(found)}: {name.value.decode()}"] = f"sm_{capability}"
         return found
 
+    def count_devices(self) -> int:
+        """That this process may use."""
+        return len(self.chips())
+
+    def do(self, function: str, *arguments: Any) -> None:
+        """Calls a function of csrc/cuda/device.cu. Raises CudaError, or MemoryError where the device has not enough."""
+        status = getattr(self._functions, f"shoal_{function}")(*arguments)
+        if status == _NO_MEMORY:
+            raise MemoryError(self.error)
+        if status:
+            raise CudaError(self.error)
+
+    def make(self, function: str, *arguments: Any, size: int | None = None) -> ctypes.c_void_p:
+        """The same, of those that give a pointer: to memory of ``size`` bytes, or after the arguments."""
+        made = ctypes.c_void_p()
+        sizes = () if size is None else (ctypes.c_int64(size),)
+        self.do(function, *arguments, ctypes.byref(made), *sizes)
+        return made
+
+    def give_back(self, function: str, made: ctypes.c_void_p) -> None:
+        """Frees what ``make`` made. A device that has failed has nothing to free, and says so: nobody wants to know."""
+        getattr(self._functions, f"shoal_{function}")(made)
+
     @property
     def error(self) -> str:
         """Of the last launch that failed."""
@@ -131,7 +181,7 @@ class CudaLibrary:
     def run(self, calls: Sequence[Call], *, together: bool = False) -> None:
         """Starts the operators in order. together: emulated kernels that wait for each other take turns.
 
-        Raises NotImplementedError, MemoryError, or RuntimeError with the driver's words."""
+        Raises NotImplementedError, MemoryError, or CudaError."""
         packed = [ctypes.create_string_buffer(pack(operator, fields)) for operator, fields in calls]
         self.run_structs([operator for operator, _ in calls], packed, together=together)
 
@@ -150,8 +200,8 @@ class CudaLibrary:
 
     def _raise(self, operator: str, status: int) -> None:
         if status == _LAUNCH_FAILED:
-            raise RuntimeError(self.error)
-        kinds = {4: MemoryError, 7: NotImplementedError}
+            raise CudaError(self.error)
+        kinds = {_NO_MEMORY: MemoryError, 7: NotImplementedError}
         raise kinds.get(status, RuntimeError)(f"{operator}: {_ERRORS.get(status, f'status {status}')}")
 
 

@@ -2,7 +2,8 @@
 the CPU library. Called by the workers only.
 
 Activations are bfloat16 or float16, one of them in a program; the residual is float32. Rows may be strided, their
-elements must lie side by side. No result for a row depends on the other rows, nor on how a sequence is cut into chunks.
+elements must lie side by side. No result for a row depends on the other rows, nor on how a sequence is cut into chunks;
+on sm_90a, products of more than 64 rows are only promised that in a deterministic program.
 ``fault``: int32 [1], which tells of indices that only a kernel saw to be out of range (the statuses of shoal_cuda.h).
 """
 
@@ -172,8 +173,7 @@ def gated_activation(program: CudaProgram, out: Tensor, gate_up: Tensor, kind: A
 def linear(
     program: CudaProgram, out: Tensor, x: Tensor, weight: CudaWeight, bias: Tensor | None, rows: Count
 ) -> None:
-    """out: [rows, rows of weight] as x or float32, maybe columns of a wider matrix; bias: float32. A quantised weight
-    takes bfloat16."""
+    """out: [rows, rows of weight] as x or float32, maybe columns of a wider matrix; bias: float32."""
     outputs, inputs = weight.rows, weight.columns
     require(out.dtype in (x.dtype, torch.float32) and out.stride(1) == 1, "linear: out is of another type")
     require(out.shape == (len(x), outputs) and x.shape[1] == inputs, "linear: x or out does not fit the weight")
@@ -181,10 +181,10 @@ def linear(
     require(bias is None or is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
     sizes: dict[str, Field] = {"rows": rows, "inputs": inputs, "outputs": outputs}
     sizes |= {"row_stride": x.stride(0), "out_stride": out.stride(0), "out_dtype": DTYPES[out.dtype]}
+    sizes |= {"dtype": DTYPES[x.dtype], "is_deterministic": program.is_deterministic}
     if weight.format is None:
         require(weight.storage.dtype == x.dtype, "linear: x and the weight differ in type")
-        sizes |= {"weight_stride": weight.storage.stride(0), "dtype": DTYPES[x.dtype]}
+        sizes["weight_stride"] = weight.storage.stride(0)
         program.add("linear", out=out, x=x, weight=weight.storage, bias=bias, **sizes)
         return
-    require(x.dtype == torch.bfloat16, "linear: a quantised weight takes bfloat16")
     program.add("linear_quantised", out=out, x=x, panels=weight.storage, bias=bias, **sizes, **_form(weight))

@@ -18,14 +18,24 @@ Field = int | float | Count | Tensor | None
 class CudaProgram:
     """Add operators with the functions of ``cuda_ops``, then run them all, any number of times. One thread at a time.
 
-    Tensors are on ``device``: a chip, or the CPU where the library is emulated.
+    Tensors are on ``device``: a chip, or the CPU where the library is emulated. is_deterministic: a row's result is the
+    same to the bit in every batch, whichever instructions the chip has for many rows.
     """
 
-    def __init__(self, library: CudaLibrary, device: torch.device) -> None:
+    def __init__(
+        self,
+        library: CudaLibrary,
+        device: torch.device,
+        stream: ctypes.c_void_p | None = None,
+        *,
+        is_deterministic: bool = False,
+    ) -> None:
         if library.is_emulated != (device.type == "cpu"):
             raise ValueError(f"a library for {library.targets} does not run on {device}")
         self.device = device
         self.library = library
+        self._stream = stream
+        self.is_deterministic = is_deterministic
         self._calls = _Calls(library)
 
     def add(self, operator: str, **fields: Field) -> None:
@@ -33,9 +43,13 @@ class CudaProgram:
         self._calls.add(operator, fields)
 
     def run(self) -> None:
-        """On torch's current stream. Raises what ``CudaLibrary.run`` raises."""
-        stream = 0 if self.device.type == "cpu" else torch.cuda.current_stream(self.device).cuda_stream
-        self._calls.run(stream)
+        """On ``stream``, or without one on torch's current stream. Raises what ``CudaLibrary.run`` raises."""
+        if self._stream is not None:
+            self._calls.run(self._stream.value or 0)
+        elif self.device.type == "cpu":
+            self._calls.run(0)
+        else:
+            self._calls.run(torch.cuda.current_stream(self.device).cuda_stream)
 
 
 class _Calls:

@@ -1,13 +1,12 @@
-"""Weights as the CUDA kernels stream them, made once at load from the layouts that the checkpoint's reader gives."""
+"""Weights as the CUDA kernels stream them, made at load from what the checkpoint's reader gives."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shoal.cuda_ext.cuda_program import CudaProgram
-from shoal.cuda_ext.packed_weight import PackedWeight
-from shoal.cuda_ext.quantised import PANEL, QuantisedGroups, QuantisedWeight, WeightFormat
+from shoal.cuda_ext.cuda_device import CudaDevice
+from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
 
 TILE_OUTPUTS = 16
 TILE_INPUTS = 64
@@ -30,56 +29,43 @@ def tile_bytes(form: WeightFormat) -> int:
     return TILE_OUTPUTS * TILE_INPUTS * form.bits // 8 + scales * (1 + form.has_offset)
 
 
-def plain_weight(program: CudaProgram, matrix: Tensor, dtype: torch.dtype) -> CudaWeight:
-    """matrix: [rows, columns]."""
-    storage = matrix.to(device=program.device, dtype=dtype).contiguous()
-    return CudaWeight(storage, *matrix.shape)
+def empty_weight(
+    device: CudaDevice, rows: int, columns: int, form: WeightFormat | None, dtype: torch.dtype
+) -> CudaWeight:
+    """Zeros. form: None for a plain matrix of ``dtype``. Raises MemoryError where the device has not so much."""
+    if form is None:
+        return CudaWeight(device.zeros(rows, columns, dtype=dtype), rows, columns)
+    tiles = (-(-rows // TILE_OUTPUTS), -(-columns // TILE_INPUTS), tile_bytes(form))
+    return CudaWeight(device.zeros(*tiles, dtype=torch.uint8), rows, columns, form)
 
 
-def quantised_weight(program: CudaProgram, groups: QuantisedGroups, columns: int) -> CudaWeight:
-    """groups: a whole matrix of ``columns``, of which the last group may be padded. Packs with a program of its own."""
+def write_matrix(device: CudaDevice, weight: CudaWeight, first_row: int, matrix: Tensor) -> None:
+    """matrix: some rows of a plain weight's, on the host."""
+    rows = weight.storage[first_row : first_row + len(matrix)]
+    device.send_whole(rows, matrix.to(rows.dtype))
+
+
+def write_groups(device: CudaDevice, weight: CudaWeight, first_row: int, groups: QuantisedGroups) -> None:
+    """groups: rows from a multiple of 16 on, on the host; the last group may be padded."""
     form = groups.format
-    rows, count, group = groups.codes.shape
-    tiles = (-(-rows // TILE_OUTPUTS), -(-count * group // TILE_INPUTS), tile_bytes(form))
-    storage = torch.zeros(tiles, dtype=torch.uint8, device=program.device)
+    if form != weight.format or first_row % TILE_OUTPUTS or first_row + groups.rows > weight.rows:
+        raise ValueError(f"{form} at row {first_row} does not fit {weight.format} of {weight.rows} rows")
     given = [part for part in (groups.codes, groups.scales, groups.offsets) if part is not None]
-    codes, scales, *offsets = (part.to(program.device).contiguous() for part in given)
-    packing = CudaProgram(program.library, program.device)
+    there = [device.zeros(*part.shape, dtype=part.dtype) for part in given]
+    for to, part in zip(there, given, strict=True):
+        device.send_whole(to, part)
+    codes, scales, *offsets = there
+    packing = device.program()
     packing.add(
         "pack_quantised",
-        panels=storage,
+        panels=weight.storage[first_row // TILE_OUTPUTS :],
         codes=codes,
         scales=scales,
         offsets=offsets[0] if offsets else None,
-        rows=rows,
-        groups=count,
+        rows=groups.rows,
+        groups=groups.codes.shape[1],
         bits=form.bits,
-        group=group,
+        group=form.group,
     )
     packing.run()
-    return CudaWeight(storage, rows, columns, form)
-
-
-def from_cpu(program: CudaProgram, weight: PackedWeight | QuantisedWeight, dtype: torch.dtype) -> CudaWeight:
-    """The same matrix; a plain one becomes ``dtype``."""
-    if isinstance(weight, PackedWeight):
-        return plain_weight(program, weight.unpack(), dtype)
-    return quantised_weight(program, unpack(weight), weight.columns)
-
-
-def unpack(weight: QuantisedWeight) -> QuantisedGroups:
-    """The groups of a weight in the CPU library's panels (csrc/cpu/quantised.h)."""
-    form = weight.format
-    panels, count, _ = weight.storage.shape
-    code_bytes = PANEL * form.group * form.bits // 8
-    # [panel, group, 4 inputs, output, input]
-    lines = weight.storage[:, :, :code_bytes].reshape(panels, count, -1, PANEL, 4)
-    if form.bits == 4:
-        lines = torch.cat([lines & 15, lines >> 4], dim=2)
-    codes = lines.permute(0, 3, 1, 2, 4).reshape(panels * PANEL, count, form.group)
-    halves = weight.storage[:, :, code_bytes:].contiguous().view(torch.float16)
-    scales, *offsets = (
-        halves[:, :, begin : begin + PANEL].transpose(1, 2).reshape(panels * PANEL, count)[: weight.rows]
-        for begin in range(0, halves.shape[2], PANEL)
-    )
-    return QuantisedGroups(codes[: weight.rows], scales, offsets[0] if offsets else None, form.bits)
+    device.wait()  # the parts are given back

@@ -34,6 +34,23 @@ class Count:
         self.value = value
 
 
+class Scaled(Count):
+    """So many elements as some rows of ``columns`` have."""
+
+    __slots__ = ("_columns", "_rows")
+
+    def __init__(self, rows: Count, columns: int) -> None:
+        self._rows, self._columns = rows, columns
+
+    @property
+    def most(self) -> int:  # type: ignore[override]
+        return self._rows.most * self._columns
+
+    @property
+    def value(self) -> int:  # type: ignore[override]
+        return self._rows.value * self._columns
+
+
 Value = int | float | Count | Tensor | None
 """A field of an argument struct: a size, a number, a count, or a tensor (None: a null pointer)."""
 

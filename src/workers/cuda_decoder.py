@@ -1,26 +1,40 @@
-"""The decoder over the CUDA library, on a chip or emulated: the same pass as ``decoder`` records for the CPU.
+"""The decoder on a GPU, or on the emulation of one: the same pass as ``decoder`` records for the CPU, over buffers that
+are allocated once.
 
-Activations are bfloat16, the residual float32; hidden states and logits come back to the host in float32. One rank.
+A step is put on the device's stream, and nobody waits for it here. Steps of single tokens are CUDA graphs, one for each
+number of rows (1, 2, 4, 8, 16, 24, …) and of sections of the longest context; rows that are missing to the next such
+number are filled up with tokens that nobody reads. Activations are of 16 bits, the residual float32.
 """
 
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
 from shoal.cuda_ext import cuda_ops as ops
-from shoal.cuda_ext.cuda_binding import CudaLibrary
+from shoal.cuda_ext import cuda_step_ops as step_ops
+from shoal.cuda_ext.binding import PeerLost
+from shoal.cuda_ext.cuda_device import CudaDevice, Graph
 from shoal.cuda_ext.cuda_program import CudaProgram
-from shoal.cuda_ext.cuda_weight import CudaWeight, from_cpu
+from shoal.cuda_ext.cuda_staging import Staged
+from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.cuda_ext.program import Count
-from shoal.workers.inputs import StepBuffers, StepInputs
+from shoal.workers.cuda_group import DeviceGroup
+from shoal.workers.cuda_inputs import CudaInputs, StepLimits
+from shoal.workers.inputs import StepInputs
 from shoal.workers.kv_cache import KVCache
-from shoal.workers.layers import AttentionParameters, FeedForwardParameters, Linear, Parameters, Weight
+from shoal.workers.layers import AttentionParameters, FeedForwardParameters, Linear, Parameters
+from shoal.workers.parallel import Shard
 from shoal.workers.rope import rope_tables
+from shoal.workers.slots import Int32s
 
-_DTYPE: Final = torch.bfloat16
-_FEWEST_STATES: Final = 8
+_FEWEST_CONTEXT: Final = 4 * ops.SECTION
+_GRAPH_ROWS: Final = 8
+"""From here on a graph for every eighth number of rows."""
+_PEER_LOST: Final = 6
 _FAULTS: Final = {
     1: "a position lies outside of the rope table",
     2: "a cache slot lies outside of the cache",
@@ -29,146 +43,217 @@ _FAULTS: Final = {
 }
 
 
+def graph_rows(rows: int, most: int) -> int:
+    """How many rows a step of ``rows`` single tokens is filled up to."""
+    few = rows < _GRAPH_ROWS
+    padded = 1 << (rows - 1).bit_length() if few else -(-rows // _GRAPH_ROWS) * _GRAPH_ROWS
+    return min(padded, most)
+
+
+class CudaBuffers:
+    """All the memory of a rank's steps but weights and cache. Raises MemoryError where the device has not so much."""
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        description: ModelDescription,
+        shard: Shard,
+        dtype: torch.dtype,
+        limits: StepLimits,
+    ) -> None:
+        self.device = device
+        self.limits = limits
+        most, sequences, hidden = limits.tokens, limits.sequences, description.hidden_size
+        heads, kv_heads, dim = len(shard.q_heads), len(shard.kv_heads), description.head_dim
+        self.inputs = CudaInputs(device, limits)
+        self.results = Staged(device, {"ids": ((sequences,), torch.int64), "fault": ((1,), torch.int32)})
+        self.residual = device.zeros(most, hidden, dtype=torch.float32)
+        self.normed, self.delta = (device.zeros(most, hidden, dtype=dtype) for _ in range(2))
+        self.heads = device.zeros(most, heads + 2 * kv_heads, dim, dtype=dtype)
+        self.mixed, self.normed_q = (device.zeros(most, heads, dim, dtype=dtype) for _ in range(2))
+        self.normed_k = device.zeros(most, kv_heads, dim, dtype=dtype)
+        self.gate_up = device.zeros(most, 2 * len(shard.ffn), dtype=dtype)
+        self.gated = device.zeros(most, len(shard.ffn), dtype=dtype)
+        floats = ops.workspace_floats(sequences, heads, dim, limits.context)
+        self.workspace = device.zeros(floats, dtype=torch.float32)
+        self.states = device.zeros(sequences, hidden, dtype=dtype)
+        self.own_logits = device.zeros(sequences, len(shard.vocab), dtype=torch.float32)
+        self.logits = self.own_logits
+        if shard.tp > 1 and shard.rank == 0:
+            self.logits = device.zeros(sequences, description.vocab_size, dtype=torch.float32)
+        self.read_rows = Staged(device, {"rows": ((sequences,), torch.int64)})
+        self.rope_tables = {
+            rope: _sent(device, table) for rope, table in rope_tables(description, limits.context).items()
+        }
+
+
+def _sent(device: CudaDevice, tensor: Tensor) -> Tensor:
+    there = device.zeros(*tensor.shape, dtype=tensor.dtype)
+    device.send_whole(there, tensor)
+    return there
+
+
 class CudaDecoder:
-    """A whole model on one device, bound to a cache there."""
+    """One rank's part of the model on its device, bound to a cache there. ``ids`` (int64) and ``logits`` (float32
+    [states, vocabulary]) are of the step that was started last, once it is done."""
 
     def __init__(
         self,
         description: ModelDescription,
-        parameters: Parameters,
+        shard: Shard,
+        parameters: Parameters[CudaWeight],
         cache: KVCache,
-        session_len: int,
-        library: CudaLibrary,
-        device: torch.device,
+        group: DeviceGroup,
+        buffers: CudaBuffers,
     ) -> None:
-        self.description = description
-        self.parameters = parameters
-        self.library = library
-        self.device = device
-        self.block_size = cache.block_size
-        self.keys, self.values = (_on_device(part, device) for part in (cache.keys, cache.values))
-        tables = rope_tables(description, session_len)
-        self._tables = {rope: table.to(device) for rope, table in tables.items()}
-        self._weights: dict[int, CudaWeight] = {}
-        self._vectors: dict[int, Tensor] = {}
-        self._pass: _Pass | None = None
-        self._head: _Head | None = None
+        self._buffers = buffers
+        self._device = buffers.device
+        self._inputs = buffers.inputs
+        self._vocab_size = description.vocab_size
+        self._spare_block = cache.num_blocks
+        self.logits = buffers.logits
+        self.ids = buffers.results.device["ids"]
+        self._program = self._device.program()
+        _Pass(self._program, description, shard, parameters, cache, group, buffers).record()
+        self._read = Count(buffers.limits.sequences)
+        self._reading = self._device.program()
+        head = _Head(description, parameters, group, buffers)
+        head.record(self._program, self._inputs.device["state_rows"], self._inputs.states)
+        head.record(self._reading, buffers.read_rows.device["rows"], self._read)
+        self._is_first = shard.rank == 0
+        self._telling = self._device.program()
+        group.tell_ids(self._telling, self.ids, self._inputs.states)
+        self._graphs: dict[tuple[int, int], Graph] = {}
 
     @property
     def vocab_size(self) -> int:
         """Columns of ``logits``."""
-        return self.description.vocab_size
+        return self._vocab_size
 
-    def hidden(self, inputs: StepInputs) -> Tensor:
-        """float32 [T, hidden], after the final norm. Raises IndexError where an input is out of range."""
-        if self._pass is None or not self._pass.inputs.holds(inputs):
-            before = self._pass.inputs if self._pass else None
-            self._pass = _Pass(self, StepBuffers.for_step(inputs, before))
-        return self._pass.run(inputs)
+    def start(self, inputs: StepInputs, sources: Int32s) -> None:
+        """Puts a step on the stream, from token ids to logits. sources: as ``CudaInputs.load`` wants them."""
+        rows = len(inputs.context_lens)
+        if rows < len(inputs.token_ids):
+            self._inputs.load(inputs, sources, rows, self._spare_block)
+            self._program.run()
+            return
+        padded = graph_rows(rows, self._buffers.limits.sequences)
+        self._inputs.load(inputs, sources, padded, self._spare_block)
+        most_context = self._inputs.most_context
+        most_context.set(_graph_context(most_context.value, most_context.most))
+        key = (self._inputs.states.value, most_context.value)
+        if padded == self._inputs.states.value and key in self._graphs:
+            self._graphs[key].launch()
+            return
+        # Without a graph the first time: so all kernels are loaded when they are captured.
+        self._program.run()
+        if padded == self._inputs.states.value:
+            with self._device.capture() as graph:
+                self._program.run()
+            self._graphs[key] = graph
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [S, vocabulary] of S hidden states; overwritten by the next call where the device is the CPU."""
-        count = len(hidden)
-        if self._head is None or count > self._head.rows.most:
-            self._head = _Head(self, max(count, _FEWEST_STATES))
-        return self._head.run(hidden)
+    def bring_results(self) -> dict[str, NDArray[np.generic]]:
+        """Puts on the stream that all ranks learn what rank 0 has drawn, and a copy of it to the host. Returns where it
+        will be."""
+        self._telling.run()
+        return self._buffers.results.bring()
 
-    def program(self) -> CudaProgram:
-        return CudaProgram(self.library, self.device)
+    @staticmethod
+    def check(results: dict[str, NDArray[np.generic]]) -> None:
+        """Once the results are there: raises PeerLost where another rank is gone, IndexError where an input was out of
+        range."""
+        fault = int(results["fault"][0])
+        if fault == _PEER_LOST:
+            raise PeerLost("a tensor-parallel peer is gone")
+        if fault:
+            raise IndexError(_FAULTS[fault])
 
-    def zeros(self, *shape: int, dtype: torch.dtype = _DTYPE) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self.device)
+    def hidden(self, tokens: int) -> Tensor:
+        """float32 [tokens, hidden] on the host, of the step that was started last. Waits for it."""
+        return self._device.fetch(self._buffers.normed[:tokens]).float()
 
-    def weight(self, weight: Weight) -> CudaWeight:
-        """As the device has it; made once."""
-        if id(weight) not in self._weights:
-            self._weights[id(weight)] = from_cpu(self.program(), weight, _DTYPE)
-        return self._weights[id(weight)]
+    def read_logits(self, states: NDArray[np.int64]) -> Tensor | None:
+        """float32 [S, vocabulary] on the host, of any of that step's states; None on other ranks than the first. Waits;
+        the step's own are lost."""
+        parts = []
+        for begin in range(0, len(states), self._read.most):
+            part = states[begin : begin + self._read.most]
+            self._read.set(len(part))
+            self._buffers.read_rows.fill()["rows"][: len(part)] = part
+            self._buffers.read_rows.send()
+            self._reading.run()
+            parts.append(self._device.fetch(self.logits[: len(part)]))
+        return torch.cat(parts) if self._is_first else None
 
-    def vector(self, vector: Tensor) -> Tensor:
-        """A norm's weight or a bias; copied once."""
-        if id(vector) not in self._vectors:
-            self._vectors[id(vector)] = vector.to(self.device)
-        return self._vectors[id(vector)]
 
-    def rope_table(self, window: int) -> Tensor:
-        local = self.description.local_rope
-        return self._tables[local if window and local is not None else self.description.rope]
+def _graph_context(context: int, most: int) -> int:
+    """Powers of four: a block that has nothing to do ends at once, but it has to be started."""
+    bucket = _FEWEST_CONTEXT
+    while bucket < context:
+        bucket *= 4
+    return min(bucket, most)
 
 
 class _Head:
-    """From hidden states to logits."""
+    """From the states of some rows to their logits."""
 
-    def __init__(self, decoder: CudaDecoder, most: int) -> None:
-        weight = decoder.weight(decoder.parameters.head)
-        self.rows = Count(most)
-        self._cap = decoder.description.logit_soft_cap
-        self._hidden = decoder.zeros(most, weight.columns)
-        self._logits = decoder.zeros(most, weight.rows, dtype=torch.float32)
-        self._program = decoder.program()
-        ops.linear(self._program, self._logits, self._hidden, weight, None, self.rows)
+    def __init__(
+        self,
+        description: ModelDescription,
+        parameters: Parameters[CudaWeight],
+        group: DeviceGroup,
+        buffers: CudaBuffers,
+    ) -> None:
+        self._group = group
+        self._cap = description.logit_soft_cap
+        self._weight = parameters.head
+        self._buffers = buffers
 
-    def run(self, hidden: Tensor) -> Tensor:
-        self.rows.set(len(hidden))
-        self._hidden[: len(hidden)] = hidden
-        self._program.run()
-        logits = self._logits[: len(hidden)]
+    def record(self, program: CudaProgram, rows: Tensor, count: Count) -> None:
+        buffers = self._buffers
+        step_ops.take_rows(program, buffers.states, buffers.normed, rows, count)
+        ops.linear(program, buffers.own_logits, buffers.states, self._weight, None, count)
         if self._cap:
-            logits = torch.tanh(logits / self._cap) * self._cap
-        return logits.cpu()
+            step_ops.cap_logits(program, buffers.own_logits, self._cap, count)
+        self._group.gather_logits(program, buffers.logits, buffers.own_logits, count)
 
 
 class _Pass:
     """From token ids to hidden states, over buffers that one layer after the other uses."""
 
-    def __init__(self, decoder: CudaDecoder, inputs: StepBuffers) -> None:
-        self.inputs = inputs
-        self._decoder = decoder
-        self._description = decoder.description
-        self._eps = decoder.description.norm_eps
-        self._rows = inputs.tokens
-        self._program = decoder.program()
-        description, most = self._description, inputs.tokens.most
-        heads, kv_heads, dim = description.num_heads, description.num_kv_heads, description.head_dim
-        most_context = inputs.block_tables.shape[1] * decoder.block_size
-        self._most_tokens, self._most_context = Count(most), Count(most_context)
-        names = ("token_ids", "positions", "cache_slots", "query_starts", "context_lens", "block_tables")
-        self._mirrors = [(getattr(inputs, name), getattr(inputs, name).to(decoder.device)) for name in names]
-        self._on_device = {name: there for name, (_, there) in zip(names, self._mirrors, strict=True)}
-        self._residual = decoder.zeros(most, description.hidden_size, dtype=torch.float32)
-        self._normed, self._delta = (decoder.zeros(most, description.hidden_size) for _ in range(2))
-        self._heads = decoder.zeros(most, heads + 2 * kv_heads, dim)
-        self._mixed = decoder.zeros(most, heads, dim)
-        self._normed_q, self._normed_k = decoder.zeros(most, heads, dim), decoder.zeros(most, kv_heads, dim)
-        self._gate_up = decoder.zeros(most, 2 * description.ffn_size)
-        self._gated = decoder.zeros(most, description.ffn_size)
-        self._fault = decoder.zeros(1, dtype=torch.int32)
-        floats = ops.workspace_floats(inputs.sequences.most, heads, dim, most_context)
-        self._workspace = decoder.zeros(floats, dtype=torch.float32)
-        self._record()
+    def __init__(
+        self,
+        program: CudaProgram,
+        description: ModelDescription,
+        shard: Shard,
+        parameters: Parameters[CudaWeight],
+        cache: KVCache,
+        group: DeviceGroup,
+        buffers: CudaBuffers,
+    ) -> None:
+        self._program = program
+        self._description = description
+        self._first_id = shard.vocab.start
+        self._group = group
+        self._parameters = parameters
+        self._cache = cache
+        self._buffers = buffers
+        self._arrays = buffers.inputs.device
+        self._rows = buffers.inputs.tokens
+        self._eps = description.norm_eps
+        self._fault = buffers.results.device["fault"]
 
-    def run(self, inputs: StepInputs) -> Tensor:
-        self.inputs.load(inputs)
-        for here, there in self._mirrors:
-            if there is not here:
-                there.copy_(here)
-        self._most_tokens.set(int(inputs.query_starts.diff().max()) if len(inputs.context_lens) else 0)
-        self._most_context.set(int(inputs.context_lens.max()) if len(inputs.context_lens) else 0)
-        self._program.run()
-        hidden = self._normed[: len(inputs.token_ids)].float().cpu()
-        if fault := int(self._fault):
-            self._fault.zero_()
-            raise IndexError(_FAULTS[fault])
-        return hidden
-
-    def _record(self) -> None:
-        decoder, parameters, description = self._decoder, self._decoder.parameters, self._description
-        embedding, ids = decoder.weight(parameters.embedding), self._on_device["token_ids"]
-        ops.embed(self._program, self._residual, ids, embedding, description.embedding_scale, 0, self._rows)
+    def record(self) -> None:
+        program, buffers, parameters = self._program, self._buffers, self._parameters
+        ids, drawn = self._arrays["token_ids"], buffers.results.device["ids"]
+        step_ops.feed_tokens(program, ids, drawn, self._arrays["sources"], self._rows)
+        scale = self._description.embedding_scale
+        ops.embed(program, buffers.residual, ids, parameters.embedding, scale, self._first_id, self._rows)
+        self._group.add_up(program, buffers.residual, self._rows)
         for index, layer in enumerate(parameters.layers):
             if index == 0:
-                weight = decoder.vector(layer.attention.norm)
-                ops.rms_norm(self._program, self._normed, self._residual, weight, self._eps, self._rows)
+                norm = layer.attention.norm
+                ops.rms_norm(program, buffers.normed, buffers.residual, norm, self._eps, self._rows)
             else:
                 self._add_norm(layer.attention.norm)
             self._attend(layer.attention, index)
@@ -176,79 +261,79 @@ class _Pass:
             self._feed_forward(layer.ffn)
         self._add_norm(parameters.final_norm)
 
-    def _attend(self, parameters: AttentionParameters, layer: int) -> None:
-        decoder, description, inputs = self._decoder, self._description, self._on_device
+    def _attend(self, parameters: AttentionParameters[CudaWeight], layer: int) -> None:
+        description, arrays, inputs = self._description, self._arrays, self._buffers.inputs
         window = description.layer_windows[layer]
-        caches = (decoder.keys[layer], decoder.values[layer])
+        caches = (self._cache.keys[layer], self._cache.values[layer])
         q, k, v = self._project_heads(parameters)
         ops.rope_write_kv(
-            self._program, q, k, v, decoder.rope_table(window), inputs["positions"], *caches, inputs["cache_slots"],
+            self._program, q, k, v, self._rope_table(window), arrays["positions"], *caches, arrays["cache_slots"],
             self._fault, self._rows,
         )  # fmt: skip
         ops.paged_attention(
             self._program,
-            self._mixed,
+            self._buffers.mixed,
             q,
             *caches,
-            inputs["block_tables"],
-            inputs["query_starts"],
-            inputs["context_lens"],
-            self._workspace,
+            inputs.block_tables,
+            arrays["query_starts"],
+            arrays["context_lens"],
+            self._buffers.workspace,
             self._fault,
             description.attention_scale,
             window,
             description.attention_soft_cap,
             self._rows,
-            self.inputs.sequences,
-            self._most_tokens,
-            self._most_context,
+            inputs.sequences,
+            inputs.most_tokens,
+            inputs.most_context,
         )
-        self._finish(parameters.output, self._mixed.flatten(1), parameters.post_norm)
+        self._finish(parameters.output, self._buffers.mixed.flatten(1), parameters.post_norm)
 
-    def _project_heads(self, parameters: AttentionParameters) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_heads(self, parameters: AttentionParameters[CudaWeight]) -> tuple[Tensor, Tensor, Tensor]:
         """q: [T, query heads, dim]; k, v: [T, KV heads, dim]; views of one matrix unless q and k are normed."""
-        self._multiply(self._heads.flatten(1), parameters.qkv, self._normed)
-        counts = [self._mixed.shape[1], self._normed_k.shape[1], self._normed_k.shape[1]]
-        q, k, v = torch.split(self._heads, counts, dim=1)
+        buffers = self._buffers
+        self._multiply(buffers.heads.flatten(1), parameters.qkv, buffers.normed)
+        kv_heads = buffers.normed_k.shape[1]
+        q, k, v = torch.split(buffers.heads, [buffers.mixed.shape[1], kv_heads, kv_heads], dim=1)
         if parameters.q_norm is not None:
-            q = self._norm_heads(self._normed_q, q, parameters.q_norm)
+            q = self._norm_heads(buffers.normed_q, q, parameters.q_norm)
         if parameters.k_norm is not None:
-            k = self._norm_heads(self._normed_k, k, parameters.k_norm)
+            k = self._norm_heads(buffers.normed_k, k, parameters.k_norm)
         return q, k, v
 
     def _norm_heads(self, out: Tensor, heads: Tensor, weight: Tensor) -> Tensor:
-        ops.rms_norm(self._program, out, heads, self._decoder.vector(weight), self._eps, self._rows)
+        ops.rms_norm(self._program, out, heads, weight, self._eps, self._rows)
         return out
 
-    def _feed_forward(self, parameters: FeedForwardParameters) -> None:
-        self._multiply(self._gate_up, parameters.gate_up, self._normed)
-        ops.gated_activation(
-            self._program, self._gated, self._gate_up, self._description.activation, self._rows
-        )
-        self._finish(parameters.down, self._gated, parameters.post_norm)
+    def _feed_forward(self, parameters: FeedForwardParameters[CudaWeight]) -> None:
+        buffers, activation = self._buffers, self._description.activation
+        self._multiply(buffers.gate_up, parameters.gate_up, buffers.normed)
+        ops.gated_activation(self._program, buffers.gated, buffers.gate_up, activation, self._rows)
+        self._finish(parameters.down, buffers.gated, parameters.post_norm)
 
-    def _finish(self, linear: Linear, x: Tensor, post_norm: Tensor | None) -> None:
-        """What is added to the residual, normed where the family does so."""
-        self._multiply(self._delta, linear, x)
+    def _finish(self, linear: Linear[CudaWeight], x: Tensor, post_norm: Tensor | None) -> None:
+        """What is added to the residual: the ranks' partial sums together, normed where the family does so."""
+        delta = self._buffers.delta
+        self._multiply(delta, linear, x)
+        self._group.add_up(self._program, delta, self._rows)
         if post_norm is not None:
-            weight = self._decoder.vector(post_norm)
-            ops.rms_norm(self._program, self._delta, self._delta, weight, self._eps, self._rows)
+            ops.rms_norm(self._program, delta, delta, post_norm, self._eps, self._rows)
 
     def _add_norm(self, weight: Tensor) -> None:
-        vector = self._decoder.vector(weight)
+        buffers = self._buffers
         ops.add_rms_norm(
-            self._program, self._normed, self._residual, self._delta, vector, self._eps, self._rows
+            self._program, buffers.normed, buffers.residual, buffers.delta, weight, self._eps, self._rows
         )
 
-    def _multiply(self, out: Tensor, linear: Linear, x: Tensor) -> None:
+    def _multiply(self, out: Tensor, linear: Linear[CudaWeight], x: Tensor) -> None:
         begin = 0
-        bias = None if linear.bias is None else self._decoder.vector(linear.bias)
         for part in linear.parts:
             end = begin + part.rows
-            part_bias = None if bias is None else bias[begin:end]
-            ops.linear(self._program, out[:, begin:end], x, self._decoder.weight(part), part_bias, self._rows)
+            bias = None if linear.bias is None else linear.bias[begin:end]
+            ops.linear(self._program, out[:, begin:end], x, part, bias, self._rows)
             begin = end
 
-
-def _on_device(part: Tensor, device: torch.device) -> Tensor:
-    return part if device.type == "cpu" else torch.zeros(part.shape, dtype=part.dtype, device=device)
+    def _rope_table(self, window: int) -> Tensor:
+        local = self._description.local_rope
+        return self._buffers.rope_tables[local if window and local is not None else self._description.rope]

@@ -18,7 +18,7 @@ from shoal.cuda_ext.program import Count, Program
 from shoal.cuda_ext.quantised import QuantisedRows
 from shoal.workers.inputs import StepBuffers, StepInputs
 from shoal.workers.kv_cache import KVCache
-from shoal.workers.layers import AttentionParameters, FeedForwardParameters, Linear, Parameters
+from shoal.workers.layers import AttentionParameters, FeedForwardParameters, HostWeight, Linear, Parameters
 from shoal.workers.parallel import Group, Shard
 from shoal.workers.rope import rope_tables
 
@@ -32,7 +32,7 @@ class Decoder:
         self,
         description: ModelDescription,
         shard: Shard,
-        parameters: Parameters,
+        parameters: Parameters[HostWeight],
         cache: KVCache,
         group: Group,
         session_len: int,
@@ -50,6 +50,10 @@ class Decoder:
     def vocab_size(self) -> int:
         """Columns of ``logits``."""
         return self._description.vocab_size
+
+    def prepare_blocks(self, last: int) -> bool:
+        """Of the cache, those that come after ``last``: ``KVCache.prepare``."""
+        return self._cache.prepare(last)
 
     def hidden(self, inputs: StepInputs) -> Tensor:
         """float32 [T, hidden], after the final norm, on every rank; overwritten by the next step."""
@@ -146,7 +150,7 @@ class _Pass:
                 self._add_norm(hidden, following.norm)
         self._add_norm(Activations(self.final), parameters.final_norm)
 
-    def _attend(self, hidden: Activations, parameters: AttentionParameters, layer: int) -> None:
+    def _attend(self, hidden: Activations, parameters: AttentionParameters[HostWeight], layer: int) -> None:
         decoder, description, inputs = self._decoder, self._description, self.inputs
         window = description.layer_windows[layer]
         keys, values = decoder._cache.keys[layer], decoder._cache.values[layer]
@@ -177,7 +181,7 @@ class _Pass:
         self._finish(parameters.output, Activations(mixed, quantised), parameters.post_norm)
 
     def _project_heads(
-        self, hidden: Activations, parameters: AttentionParameters
+        self, hidden: Activations, parameters: AttentionParameters[HostWeight]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q: [T, query heads, dim]; k, v: [T, KV heads, dim]; views of one matrix unless q and k are normed."""
         num_q, num_kv = self._mixed.shape[1], self._normed_k.shape[1]
@@ -194,13 +198,13 @@ class _Pass:
         ops.rms_norm(self.program, rows, heads, weight, self._description.norm_eps, self._rows)
         return out
 
-    def _feed_forward(self, hidden: Activations, parameters: FeedForwardParameters) -> None:
+    def _feed_forward(self, hidden: Activations, parameters: FeedForwardParameters[HostWeight]) -> None:
         parameters.gate_up.record(self.program, self._gate_up, hidden, self._rows)
         gated = self._inputs_of(parameters.down)
         ops.gated_activation(self.program, gated, self._gate_up, self._description.activation, self._rows)
         self._finish(parameters.down, gated, parameters.post_norm)
 
-    def _finish(self, linear: Linear, x: Activations, post_norm: Tensor | None) -> None:
+    def _finish(self, linear: Linear[HostWeight], x: Activations, post_norm: Tensor | None) -> None:
         """What is added to the residual: the ranks' partial sums together, normed where the family does so."""
         linear.record(self.program, self._delta, x, self._rows)
         self._decoder._group.add_up(self.program, self._delta, self._rows)
@@ -212,7 +216,7 @@ class _Pass:
         eps = self._description.norm_eps
         ops.add_rms_norm(self.program, out, self._residual, self._delta, weight, eps, self._rows)
 
-    def _inputs_of(self, linear: Linear) -> Activations:
+    def _inputs_of(self, linear: Linear[HostWeight]) -> Activations:
         """The buffers for what ``linear`` reads."""
         key = (linear.columns, linear.reads_plain, linear.reads_quantised)
         if key not in self._activations:
@@ -232,5 +236,5 @@ def _zeros(*shape: int) -> Tensor:
     return torch.zeros(shape)
 
 
-def _quantised(rows: int, columns: int, linear: Linear) -> QuantisedRows | None:
+def _quantised(rows: int, columns: int, linear: Linear[HostWeight]) -> QuantisedRows | None:
     return QuantisedRows.empty(rows, columns) if linear.reads_quantised else None

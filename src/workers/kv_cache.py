@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Settings
+from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.ops import cache_row_elements
 from shoal.cuda_ext.weight_memory import map_huge
 from shoal.errors import StartError
@@ -27,7 +28,8 @@ _MADV_POPULATE_WRITE: Final = 23
 
 
 class KVCache:
-    """Keys and values of every layer: [layers, blocks, kv heads, block size, elements of a head]."""
+    """Keys and values of every layer: [layers, blocks, kv heads, block size, elements of a head]; on a device there is
+    one block more, for tokens that only fill up a step."""
 
     def __init__(
         self,
@@ -36,16 +38,20 @@ class KVCache:
         dtype: torch.dtype,
         num_blocks: int,
         block_size: int,
+        device: CudaDevice | None = None,
     ) -> None:
         shape = (
             description.num_layers,
-            num_blocks,
+            num_blocks + (device is not None),
             len(shard.kv_heads),
             block_size,
             cache_row_elements(description.head_dim, dtype),
         )
         self._ahead = MemoryAhead(description.num_layers)
-        self.keys, self.values = (_allocate(shape, dtype, self._ahead) for _ in range(2))
+        if device is None:
+            self.keys, self.values = (_allocate(shape, dtype, self._ahead) for _ in range(2))
+        else:
+            self.keys, self.values = (device.zeros(*shape, dtype=dtype) for _ in range(2))
         self.num_blocks = num_blocks
         self.block_size = block_size
 
@@ -137,6 +143,30 @@ def count_blocks(
             f"{_mib(allowed_bytes)}, this rank's part of the cache (--cache_max_entry_count "
             f"{settings.cache_max_entry_count:g} of {_mib(available_bytes)} available, at most "
             f"{_mib(settings.cache_bytes)}): lower --session_len or raise --cache_max_entry_count"
+        )
+    return num_blocks
+
+
+def count_device_blocks(
+    settings: Settings,
+    description: ModelDescription,
+    shard: Shard,
+    dtype: torch.dtype,
+    free_bytes: int,
+) -> int:
+    """The blocks that fit a device: the share ``cache_max_entry_count`` of what is free once all else is there, less
+    the spare block."""
+    block_bytes = bytes_per_block(description, shard, dtype, settings.cache_block_seq_len)
+    session_len = settings.session_len or description.max_position
+    blocks_a_sequence = -(-session_len // settings.cache_block_seq_len)
+    num_blocks = int(settings.cache_max_entry_count * free_bytes // block_bytes) - 1
+    if num_blocks < blocks_a_sequence:
+        raise StartError(
+            f"one sequence of --session_len {session_len} tokens needs {blocks_a_sequence + 1} KV blocks "
+            f"({_mib((blocks_a_sequence + 1) * block_bytes)} on GPU {shard.rank}), but only {num_blocks + 1} fit in "
+            f"--cache_max_entry_count {settings.cache_max_entry_count:g} of the {_mib(free_bytes)} that are free: "
+            "lower --session_len, raise --cache_max_entry_count, take --kv_cache_dtype fp8 or --quantization w4, or "
+            "more GPUs with --tp"
         )
     return num_blocks
 

@@ -2,25 +2,29 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from shoal.cuda_ext import ops
+from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.cuda_ext.ops import Activations
 from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.cuda_ext.program import Count, Program
 from shoal.cuda_ext.quantised import QuantisedWeight
 
-Weight = PackedWeight | QuantisedWeight
+HostWeight = PackedWeight | QuantisedWeight
+W = TypeVar("W", bound=PackedWeight | QuantisedWeight | CudaWeight)
+"""A weight of the CPU library's, or of the CUDA library's."""
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(Generic[W]):
     """A matrix [out, in] in parts, one below the other, each in a format of its own; bias: float32 [out]. A
     row-parallel layer's bias is on rank 0 alone."""
 
-    parts: tuple[Weight, ...]
+    parts: tuple[W, ...]
     bias: Tensor | None = None
 
     @property
@@ -37,7 +41,7 @@ class Linear:
         """Whether some part multiplies floats."""
         return any(isinstance(part, PackedWeight) for part in self.parts)
 
-    def record(self, program: Program, out: Tensor, x: Activations, rows: Count) -> None:
+    def record(self: "Linear[HostWeight]", program: Program, out: Tensor, x: Activations, rows: Count) -> None:
         """Appends out = x · matrixᵀ + bias; out: float32 [rows, out]."""
         begin = 0
         for part in self.parts:
@@ -48,41 +52,41 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionParameters:
+class AttentionParameters(Generic[W]):
     """Norm weights are float32; ``qkv`` has the rank's query heads, then key heads, then value heads."""
 
     norm: Tensor
-    qkv: Linear
+    qkv: Linear[W]
     q_norm: Tensor | None
     k_norm: Tensor | None
-    output: Linear
+    output: Linear[W]
     post_norm: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
-class FeedForwardParameters:
+class FeedForwardParameters(Generic[W]):
     """``gate_up`` has the rank's gate columns, then as many of up."""
 
     norm: Tensor
-    gate_up: Linear
-    down: Linear
+    gate_up: Linear[W]
+    down: Linear[W]
     post_norm: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
-class LayerParameters:
-    attention: AttentionParameters
-    ffn: FeedForwardParameters
+class LayerParameters(Generic[W]):
+    attention: AttentionParameters[W]
+    ffn: FeedForwardParameters[W]
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(Generic[W]):
     """Everything that a rank loads. ``head`` is ``embedding`` itself where the two are tied."""
 
-    embedding: Weight
-    layers: tuple[LayerParameters, ...]
+    embedding: W
+    layers: tuple[LayerParameters[W], ...]
     final_norm: Tensor
-    head: Weight
+    head: W
     dtype: torch.dtype
     """Of the matrices that are not quantised."""
 
@@ -95,7 +99,7 @@ class Parameters:
         yield from (weight.storage for weight in self.weights())
         yield from self.vectors()
 
-    def weights(self) -> Iterator[Weight]:
+    def weights(self) -> Iterator[W]:
         """Every matrix, a tied head once."""
         yield self.embedding
         if self.head is not self.embedding:
@@ -107,10 +111,16 @@ class Parameters:
         yield self.final_norm
         for layer in self.layers:
             attention, ffn = layer.attention, layer.ffn
-            norms = (attention.norm, attention.q_norm, attention.k_norm, attention.post_norm, ffn.norm)
+            norms: tuple[Tensor | None, ...] = (
+                attention.norm,
+                attention.q_norm,
+                attention.k_norm,
+                attention.post_norm,
+                ffn.norm,
+            )
             yield from (norm for norm in (*norms, ffn.post_norm) if norm is not None)
         yield from (linear.bias for linear in self._linears() if linear.bias is not None)
 
-    def _linears(self) -> Iterator[Linear]:
+    def _linears(self) -> Iterator[Linear[W]]:
         for layer in self.layers:
             yield from (layer.attention.qkv, layer.attention.output, layer.ffn.gate_up, layer.ffn.down)

@@ -33,10 +33,10 @@ class SchedulerLink:
         """Sends to the scheduler that welcomed this rank last."""
         self._socket.send(wire.encode(message, self._scheduler_boot_id))
 
-    def receive(self) -> CrewMessage | None:
+    def receive(self, timeout_s: float = _HELLO_INTERVAL_S) -> CrewMessage | None:
         """Waits at most one hello interval."""
         self._say_hello()
-        ready = dict(self._poller.poll(int(_HELLO_INTERVAL_S * 1000)))
+        ready = dict(self._poller.poll(int(timeout_s * 1000)))
         if self._monitor in ready:
             recv_monitor_message(self._monitor)
             self._scheduler_boot_id = 0

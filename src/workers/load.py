@@ -10,21 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Final, Generic
 
 import torch
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Quantization
-from shoal.cuda_ext.binding import library
-from shoal.cuda_ext.packed_weight import PANEL, PackedWeight, pack_weight
+from shoal.cuda_ext.packed_weight import PANEL
 from shoal.cuda_ext.quantised import (
     QuantisedGroups,
-    QuantisedWeight,
     WeightFormat,
     join,
-    pack_quantised,
     quantise_weight,
 )
 from shoal.errors import ModelError, StartError
@@ -35,9 +32,10 @@ from shoal.workers.layers import (
     LayerParameters,
     Linear,
     Parameters,
-    Weight,
+    W,
 )
 from shoal.workers.parallel import Shard
+from shoal.workers.weights.places import Place
 from shoal.workers.weights.source import WeightSource
 
 __all__ = ["Parameters", "load_parameters"]
@@ -56,21 +54,21 @@ def load_parameters(
     source: WeightSource,
     description: ModelDescription,
     shard: Shard,
-    dtype: torch.dtype,
+    place: Place[W],
     progress: Progress,
     quantization: Quantization = "auto",
-) -> Parameters:
+) -> Parameters[W]:
     """This rank's part of the model: matrices as integers where the file has them so (``auto``) or they are asked for
-    (``w8``, ``w4``), else in ``dtype``; norms and biases in float32. Integers need the compiled library."""
+    (``w8``, ``w4``), else in the place's ``dtype``; norms and biases in float32. Integers need a compiled library."""
     layout = choose_layout(description.family, frozenset(source.names()))
     shapes = expected_shapes(description, layout)
     _check(source, shapes, layout)
-    if library() is None and quantization in _BITS:
+    if not place.takes_integers and quantization in _BITS:
         raise StartError(
             f"--quantization {quantization} needs the compiled library, which is not built: install a C++ compiler "
             "and reinstall, or leave the flag out"
         )
-    reader = _Reader(source, shapes, dtype, "none" if library() is None else quantization, progress)
+    reader = _Reader(source, shapes, place, quantization if place.takes_integers else "none", progress)
     parameters = _Loader(reader, description, shard, layout).load()
     progress(len(shapes), len(shapes))
     return parameters
@@ -98,38 +96,39 @@ Rows = tuple[str, range]
 """Which rows of which tensor go into a fused matrix or bias."""
 
 
-class _Reader:
+class _Reader(Generic[W]):
     """Copies pieces of tensors into their places, and counts."""
 
     def __init__(
         self,
         source: WeightSource,
         shapes: dict[str, tuple[int, ...]],
-        dtype: torch.dtype,
+        place: Place[W],
         quantization: Quantization,
         progress: Progress,
     ) -> None:
         self._source = source
         self._quantization = quantization
         self._shapes = shapes
-        self._dtype = dtype
+        self._place = place
         self._progress = progress
         self._begun: set[str] = set()
 
     def norm(self, name: str, offset: float) -> Tensor:
         weight = torch.empty(self._shapes[name], dtype=torch.float32)
         self._copy(weight, name, range(len(weight)))
-        return weight.add_(offset)
+        return self._place.vector(weight.add_(offset))
 
     def biases(self, parts: list[Rows], orders: list[Tensor | None] | None = None) -> Tensor:
         """The parts side by side, in float32 as sums are."""
         pieces = [self._stack([part], (), None, torch.float32) for part in parts]
         ordered = zip(pieces, orders or [None] * len(parts), strict=True)
-        return torch.cat([piece if order is None else piece[order] for piece, order in ordered])
+        whole = torch.cat([piece if order is None else piece[order] for piece, order in ordered])
+        return self._place.vector(whole)
 
     def matrix(
         self, parts: list[Rows], columns: range | None = None, orders: list[Tensor | None] | None = None
-    ) -> tuple[Weight, ...]:
+    ) -> tuple[W, ...]:
         """The parts one below the other, those of one format in one weight. An order is that of a part's rows."""
         formats = [self._format(name, columns) for name, _ in parts]
         ordered = zip(formats, parts, orders or [None] * len(parts), strict=True)
@@ -138,27 +137,22 @@ class _Reader:
             for form, run in groupby(ordered, key=itemgetter(0))
         )
 
-    def table(self, name: str, rows: range) -> Weight:
-        """The largest matrices: packed in pieces, so that they never exist twice."""
+    def table(self, name: str, rows: range) -> W:
+        """The largest matrices: written in pieces, so that they never exist twice."""
         columns, form = self._shapes[name][1], self._format(name)
-        packed: Weight
+        quantises = form is None and self._quantization in _BITS
+        weight = self._place.empty(len(rows), columns, WeightFormat(8, 32, False) if quantises else form)
         if form is not None:
-            packed = QuantisedWeight.empty(len(rows), columns, form)
             for begin, piece in self._ranges(name, rows):
-                packed.write(begin, self._source.read_groups(name, _slice(piece)))
-        elif self._quantization in _BITS:
-            packed = QuantisedWeight.empty(len(rows), columns, WeightFormat(8, 32, False))
-            for begin, floats in self._pieces(name, rows):
-                packed.write(begin, quantise_weight(floats, 8))
-        else:
-            packed = PackedWeight.empty(len(rows), columns, self._dtype)
-            for begin, floats in self._pieces(name, rows):
-                packed.write(begin, floats)
-        return packed
+                self._place.write(weight, begin, self._source.read_groups(name, _slice(piece)))
+            return weight
+        for begin, floats in self._pieces(name, rows):
+            self._place.write(weight, begin, quantise_weight(floats, 8) if quantises else floats)
+        return weight
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._dtype
+        return self._place.dtype
 
     def _format(self, name: str, columns: range | None = None) -> WeightFormat | None:
         if self._quantization != "auto":
@@ -167,20 +161,26 @@ class _Reader:
 
     def _weight(
         self, form: WeightFormat | None, parts: list[tuple[Rows, Tensor | None]], columns: range | None
-    ) -> Weight:
+    ) -> W:
         if form is not None:
             groups = join([self._groups(name, rows, columns, order) for (name, rows), order in parts])
-            return pack_quantised(groups, groups.columns)
+            return self._whole(groups, groups.rows, groups.columns)
         width = self._shapes[parts[0][0][0]][1] if columns is None else len(columns)
-        stacked = self._stack([part for part, _ in parts], (width,), columns, self._dtype)
+        stacked = self._stack([part for part, _ in parts], (width,), columns, self._place.dtype)
         begin = 0
         for (_, rows), order in parts:
             if order is not None:
                 stacked[begin : begin + len(rows)] = stacked[begin : begin + len(rows)][order]
             begin += len(rows)
         if self._quantization in _BITS:
-            return pack_quantised(quantise_weight(stacked, _BITS[self._quantization]), width)
-        return pack_weight(stacked)
+            return self._whole(quantise_weight(stacked, _BITS[self._quantization]), len(stacked), width)
+        return self._whole(stacked, *stacked.shape)
+
+    def _whole(self, matrix: Tensor | QuantisedGroups, rows: int, columns: int) -> W:
+        form = None if isinstance(matrix, Tensor) else matrix.format
+        weight = self._place.empty(rows, columns, form)
+        self._place.write(weight, 0, matrix)
+        return weight
 
     def _groups(self, name: str, rows: range, columns: range | None, order: Tensor | None) -> QuantisedGroups:
         self._begin(name)
@@ -219,15 +219,15 @@ class _Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Loader:
+class _Loader(Generic[W]):
     """Knows which rows and columns of which tensors make up each parameter."""
 
-    reader: _Reader
+    reader: _Reader[W]
     description: ModelDescription
     shard: Shard
     layout: Layout
 
-    def load(self) -> Parameters:
+    def load(self) -> Parameters[W]:
         embedding = self._table(self.layout.embedding)
         return Parameters(
             embedding=embedding,
@@ -237,17 +237,17 @@ class _Loader:
             dtype=self.reader.dtype,
         )
 
-    def _table(self, name: str) -> Weight:
+    def _table(self, name: str) -> W:
         return self.reader.table(f"{name}.weight", self.shard.vocab)
 
     def _norm(self, name: str) -> Tensor:
         return self.reader.norm(f"{name}.weight", self.description.norm_weight_offset)
 
-    def _layer(self, index: int) -> LayerParameters:
+    def _layer(self, index: int) -> LayerParameters[W]:
         prefix = self.layout.layer.format(index)
         return LayerParameters(attention=self._attention(prefix), ffn=self._ffn(prefix))
 
-    def _attention(self, prefix: str) -> AttentionParameters:
+    def _attention(self, prefix: str) -> AttentionParameters[W]:
         layout, description = self.layout, self.description
         columns = _rows(self.shard.q_heads, description.head_dim)
         return AttentionParameters(
@@ -259,7 +259,7 @@ class _Loader:
             post_norm=self._norm(prefix + layout.attention_post_norm) if description.post_norms else None,
         )
 
-    def _ffn(self, prefix: str) -> FeedForwardParameters:
+    def _ffn(self, prefix: str) -> FeedForwardParameters[W]:
         layout, description, columns = self.layout, self.description, self.shard.ffn
         gate_up = [(prefix + layout.gate, columns), (prefix + layout.up, columns)]
         return FeedForwardParameters(
@@ -269,7 +269,7 @@ class _Loader:
             post_norm=self._norm(prefix + layout.ffn_post_norm) if description.post_norms else None,
         )
 
-    def _qkv(self, prefix: str) -> Linear:
+    def _qkv(self, prefix: str) -> Linear[W]:
         rows = self._grouped_rows(prefix) if self.layout.grouped_qkv else self._separate_rows(prefix)
         return self._column_parallel(rows, self.description.qkv_bias, self.layout.interleaved_rope)
 
@@ -292,7 +292,7 @@ class _Loader:
         dim = self.description.head_dim
         return torch.arange(count).view(-1, dim // 2, 2).transpose(1, 2).flatten()
 
-    def _column_parallel(self, rows: list[Rows], bias: bool, interleaved_rope: bool = False) -> Linear:
+    def _column_parallel(self, rows: list[Rows], bias: bool, interleaved_rope: bool = False) -> Linear[W]:
         """Matrices of which this rank computes some of the outputs."""
         orders: list[Tensor | None] = [None] * len(rows)
         if interleaved_rope:
@@ -301,7 +301,7 @@ class _Loader:
         biases = self.reader.biases([(f"{name}.bias", part) for name, part in rows], orders) if bias else None
         return Linear(weights, biases)
 
-    def _row_parallel(self, name: str, columns: range, bias: bool) -> Linear:
+    def _row_parallel(self, name: str, columns: range, bias: bool) -> Linear[W]:
         """A matrix of which this rank has some of the inputs; the bias is added once, by rank 0."""
         rows = range(self.description.hidden_size)
         return Linear(

@@ -7,32 +7,38 @@ import logging
 import time
 from functools import partial
 
-import torch
-from msgspec.structs import replace
-
 from shoal import logs
-from shoal.checkpoint import describe, locate_model, with_rope_scaling
-from shoal.checkpoint.description import ModelDescription
 from shoal.config import Settings
 from shoal.cuda_ext.binding import PeerLost
+from shoal.cuda_ext.cuda_binding import CudaError
 from shoal.errors import StartError
-from shoal.messages import Allocate, Broken, GivenUp, GiveUp, Load, Loaded, Loading, Ready, StepPlan, Stop
-from shoal.workers.choose_decoder import make_decoder
-from shoal.workers.dtype import resolve_cache_dtype, resolve_dtype
+from shoal.messages import (
+    Allocate,
+    Broken,
+    CrewMessage,
+    GivenUp,
+    GiveUp,
+    Load,
+    Loaded,
+    Loading,
+    Ready,
+    StepPlan,
+    StepResult,
+    Stop,
+)
+from shoal.workers.device import choose_device
 from shoal.workers.grammar import GrammarThreads, load_grammar_tokens
-from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks
 from shoal.workers.link import SchedulerLink
-from shoal.workers.load import Parameters, load_parameters
+from shoal.workers.load import Progress
+from shoal.workers.loaded_model import LoadedModel, load_model
 from shoal.workers.memory import return_freed_memory
-from shoal.workers.parallel import Group, Shard, form_group, split
-from shoal.workers.runner import Runner, warm_up
-from shoal.workers.slots import PlanInvalid, SlotTable
-from shoal.workers.weights.source import open_source
+from shoal.workers.runner import PlanRunner
+from shoal.workers.slots import PlanInvalid
 
 _LOG = logging.getLogger(__name__)
 _LOADING_INTERVAL_S = 0.1
-_WARM_UP_PROMPT_TOKENS = 6
-"""With the two that are decoded after them no more than the smallest block."""
+_IDLE_S = 0.005
+"""Longer than from one step of a batch to the next."""
 
 
 class RankLoop:
@@ -41,24 +47,25 @@ class RankLoop:
     def __init__(self, settings: Settings, rank: int) -> None:
         self._settings = settings
         self._rank = rank
+        self._device = choose_device(settings, rank)
         self._link = SchedulerLink(settings.run_dir, rank)
-        self._model: _LoadedModel | None = None
-        self._group: Group | None = None
-        self._runner: Runner | None = None
+        self._model: LoadedModel | None = None
+        self._runner: PlanRunner | None = None
         self._crew_epoch = 0
+        self._has_idle_work = True
         self._grammars = _grammar_threads(settings) if rank == 0 and settings.task != "embed" else None
 
     def run(self) -> None:
         """Serves until ``Stop``. Raises StartError where the model cannot be loaded."""
         try:
             while True:
-                match self._link.receive():
+                match self._receive():
                     case Load() as load:
                         self._load(load)
                     case Allocate() as allocate if allocate.crew_epoch == self._crew_epoch:
                         self._allocate(allocate)
                     case StepPlan() as plan if plan.crew_epoch == self._crew_epoch and self._runner:
-                        self._step(plan, self._runner)
+                        self._step(self._runner, plan)
                     case GiveUp() as give_up if give_up.crew_epoch == self._crew_epoch:
                         self._give_up(give_up)
                     case Stop():
@@ -71,28 +78,55 @@ class RankLoop:
             if self._grammars is not None:
                 self._grammars.close()
 
+    def _receive(self) -> CrewMessage | None:
+        """The next message. Meanwhile a step that was started is finished as soon as it is done."""
+        while self._runner is not None and self._runner.is_waiting:
+            message = self._link.receive(0)
+            if message is not None:
+                return message
+            self._step(self._runner, None)
+        while self._runner is not None and self._has_idle_work:
+            message = self._link.receive(_IDLE_S)
+            if message is not None:
+                return message
+            self._has_idle_work = self._runner.use_idle_time()
+        return self._link.receive()
+
     def _load(self, load: Load) -> None:
         self._leave_group()
         self._crew_epoch = load.crew_epoch
         try:
             if self._model is None:
-                self._model = _load_model(self._settings, self._rank, self._link)
-            num_blocks = self._model.count_blocks(self._settings)
-        except StartError as error:
+                self._model = load_model(self._settings, self._rank, self._device, self._tell_loading())
+            num_blocks = self._model.count_blocks()
+        except (StartError, CudaError) as error:
             self._link.send(Broken(load.crew_epoch, "load_failed", str(error)))
             raise
         self._link.send(Loaded(load.crew_epoch, num_blocks))
+
+    def _tell_loading(self) -> Progress:
+        told_s = 0.0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told_s
+            if done == total or time.monotonic() - told_s > _LOADING_INTERVAL_S:
+                told_s = time.monotonic()
+                self._link.send(Loading("weights", done, total))
+
+        return tell
 
     def _allocate(self, allocate: Allocate) -> None:
         if self._model is None:
             return
         try:
-            self._group = form_group(self._settings.tp, self._rank, allocate.rendezvous)
-            self._runner = self._model.make_runner(self._settings, self._group, allocate, self._grammars)
+            self._runner = self._model.make_runner(allocate, self._grammars)
         except PeerLost as error:
             self._break("peer_lost", str(error))
             return
-        self._link.send(Ready(allocate.crew_epoch, allocate.num_blocks, self._model.parameters.nbytes))
+        except (StartError, CudaError) as error:
+            self._link.send(Broken(allocate.crew_epoch, "load_failed", str(error)))
+            raise
+        self._link.send(Ready(allocate.crew_epoch, allocate.num_blocks, self._model.weight_bytes))
 
     def _give_up(self, give_up: GiveUp) -> None:
         self._leave_group()
@@ -103,19 +137,25 @@ class RankLoop:
         return_freed_memory()
         self._link.send(GivenUp(give_up.crew_epoch))
 
-    def _step(self, plan: StepPlan, runner: Runner) -> None:
+    def _step(self, runner: PlanRunner, plan: StepPlan | None) -> None:
+        """Starts a step, or without a plan looks whether the one that was started is done; tells what is known."""
+        self._has_idle_work = True
+        result: StepResult | None = None
         try:
-            result = runner.execute(plan)
+            if plan is not None:
+                result = runner.start(plan)
+            elif runner.is_done():
+                result = runner.finish()
         except PeerLost as error:
             self._break("peer_lost", str(error))
         except PlanInvalid as error:
             self._break("plan_invalid", str(error))
             raise
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, MemoryError) as error:
             self._break("compute_failed", str(error))
             raise
         else:
-            if self._rank == 0:
+            if self._rank == 0 and result is not None:
                 self._link.send(result)
 
     def _break(self, kind: str, detail: str) -> None:
@@ -124,108 +164,12 @@ class RankLoop:
         self._leave_group()
 
     def _leave_group(self) -> None:
-        self._runner = None
-        if self._group is not None:
-            self._group.close()
-            self._group = None
-
-
-class _LoadedModel:
-    """This rank's shard of the weights, and what is built on it for a crew epoch."""
-
-    def __init__(self, description: ModelDescription, shard: Shard, parameters: Parameters) -> None:
-        self.description = description
-        self.shard = shard
-        self.parameters = parameters
-        self._cache: KVCache | None = None
-        self._memory_bytes = available_bytes()
-
-    def free_cache(self) -> None:
-        """Nobody computes until ``make_runner`` allocates it again."""
-        self._cache = None
-
-    def count_blocks(self, settings: Settings) -> int:
-        """Counted once, when the weights were just loaded: survivors of a crew keep their number."""
-        return count_blocks(
-            settings, self.description, self.shard, self._cache_dtype(settings), self._memory_bytes
-        )
-
-    def _cache_dtype(self, settings: Settings) -> torch.dtype:
-        return resolve_cache_dtype(settings.kv_cache_dtype, self.parameters.dtype)
-
-    def make_runner(
-        self, settings: Settings, group: Group, allocate: Allocate, grammars: GrammarThreads | None
-    ) -> Runner:
-        """Allocates the cache (or keeps one of the right size) and runs a warm-up step."""
-        if self._cache is None or self._cache.num_blocks != allocate.num_blocks:
-            self._cache = None
-            self._cache = KVCache(
-                self.description,
-                self.shard,
-                self._cache_dtype(settings),
-                allocate.num_blocks,
-                settings.cache_block_seq_len,
-            )
-        decoder = make_decoder(
-            self.description, self.shard, self.parameters, self._cache, group, settings.session_len
-        )
-        warm_rows = min(settings.instance_num, allocate.num_blocks)
-        warm_up(
-            Runner(decoder, group, self._slots(settings, allocate.num_blocks), 0),
-            warm_rows,
-            _WARM_UP_PROMPT_TOKENS,
-        )
-        slots = self._slots(settings, allocate.num_blocks, grammars)
-        return Runner(decoder, group, slots, allocate.crew_epoch)
-
-    def _slots(self, settings: Settings, num_blocks: int, grammars: GrammarThreads | None = None) -> SlotTable:
-        return SlotTable(
-            settings.instance_num,
-            settings.session_len,
-            num_blocks,
-            settings.cache_block_seq_len,
-            self.description.vocab_size,
-            sampling=self.shard.rank == 0,
-            grammars=grammars,
-        )
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
 
 
 def _grammar_threads(settings: Settings) -> GrammarThreads:
     """One in four of the rank's threads for masks: they share the processor with the kernels."""
     mask_threads = max(1, settings.threads // settings.tp // 4)
     return GrammarThreads(partial(load_grammar_tokens, settings.model), mask_threads)
-
-
-def _load_model(settings: Settings, rank: int, link: SchedulerLink) -> _LoadedModel:
-    began_s = time.monotonic()
-    location = locate_model(settings.model)
-    description = with_rope_scaling(describe(location), settings.rope_scaling_factor)
-    if settings.task == "embed":
-        # Nobody asks for logits, and embedding models are saved without a head.
-        description = replace(description, tied_head=True)
-    shard = split(description, settings.tp, rank)
-    told_s = 0.0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told_s
-        if done == total or time.monotonic() - told_s > _LOADING_INTERVAL_S:
-            told_s = time.monotonic()
-            link.send(Loading("weights", done, total))
-
-    parameters = load_parameters(
-        open_source(location),
-        description,
-        shard,
-        resolve_dtype(settings.dtype),
-        progress=tell,
-        quantization=settings.quantization,
-    )
-    logs.event(
-        _LOG,
-        "weights_loaded",
-        family=description.family,
-        dtype=str(parameters.dtype),
-        bytes=parameters.nbytes,
-        seconds=time.monotonic() - began_s,
-    )
-    return _LoadedModel(description, shard, parameters)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from shoal import config, logs, process
 from shoal.cuda_ext import ops
+from shoal.cuda_ext.cuda_binding import CudaError
 from shoal.errors import StartError
 from shoal.workers.loop import RankLoop
 
@@ -28,6 +29,9 @@ def main() -> int:
     except StartError as error:
         sys.stderr.write(f"error: {error}\n")
         return process.START_FAILED_EXIT
+    except CudaError as error:
+        sys.stderr.write(f"error: GPU {rank} failed: {error}\n")
+        return 1
     return 0
 
 

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,8 +20,8 @@ from shoal.workers.logprobs import token_logprob
 _SLICE_LOGITS: Final = 16 << 20
 """Logits that exist at a time: a whole chunk's would take gigabytes with a large vocabulary."""
 
-Head = Callable[[Tensor], Tensor | None]
-"""Hidden states [S, hidden] to float32 logits [S, vocabulary] on rank 0, None on the others."""
+Head = Callable[[NDArray[np.int64]], Tensor | None]
+"""Which of a step's T states, to float32 logits [S, vocabulary] on rank 0, None on the others."""
 
 
 class PromptReading:
@@ -84,7 +83,7 @@ class ScoredSpan:
     top: int
 
 
-def score(head: Head, hidden: Tensor, spans: Sequence[ScoredSpan], vocab_size: int) -> tuple[ScoredRow, ...]:
+def score(head: Head, spans: Sequence[ScoredSpan], vocab_size: int) -> tuple[ScoredRow, ...]:
     """The log-probabilities of every span, on rank 0; the other ranks take their part in computing the logits."""
     if not spans:
         return ()
@@ -95,7 +94,7 @@ def score(head: Head, hidden: Tensor, spans: Sequence[ScoredSpan], vocab_size: i
     step = max(1, _SLICE_LOGITS // vocab_size)
     for begin in range(0, len(ids), step):
         part = slice(begin, begin + step)
-        logits = head(hidden[torch.from_numpy(states[part])])
+        logits = head(states[part])
         if logits is not None:
             logprobs += _row_logprobs(logits.numpy(), ids[part], tops[part])
     return _by_span(spans, logprobs) if logprobs else ()

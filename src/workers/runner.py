@@ -1,29 +1,76 @@
 """Executes plans: slots → inputs → decoder → sampler → result. No socket in here."""
 
 import time
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 
 from shoal.messages import PooledRow, Sampling, Seat, StepPlan, StepResult, TokenLogprob
 from shoal.wire import pack_ids
-from shoal.workers.cuda_decoder import CudaDecoder
 from shoal.workers.decoder import Decoder
 from shoal.workers.parallel import Group
 from shoal.workers.readings import score
 from shoal.workers.sampler import Sampler
 from shoal.workers.slots import Int32s, PlannedRows, SlotTable
 
+WARM_UP_PROMPT_TOKENS: Final = 6
+"""With the two that are decoded after them no more than the smallest block."""
+
+
+class PlanRunner(Protocol):
+    """Runs the plans of one crew epoch."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a step was started and not finished."""
+
+    def is_done(self) -> bool:
+        """Whether ``finish`` would not have to wait."""
+
+    def start(self, plan: StepPlan) -> StepResult | None:
+        """Begins a step; the next result, if one is known."""
+
+    def finish(self) -> StepResult | None:
+        """The result of the step that was begun, if it has not been told."""
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """One step alone."""
+
+    def use_idle_time(self) -> bool:
+        """Some milliseconds of work that later steps would have to do; whether there is more of it."""
+
+    def close(self) -> None:
+        """Leaves the group: peers that still wait for this rank get ``PeerLost``."""
+
 
 class Runner:
-    """One crew epoch's decoder, group and slots."""
+    """On the CPU: one crew epoch's decoder, group and slots. A step is done when it has been started."""
 
-    def __init__(self, decoder: Decoder | CudaDecoder, group: Group, slots: SlotTable, crew_epoch: int) -> None:
+    is_waiting = False
+
+    def __init__(self, decoder: Decoder, group: Group, slots: SlotTable, crew_epoch: int) -> None:
         self._decoder = decoder
         self._group = group
         self._slots = slots
         self._crew_epoch = crew_epoch
         self._sampler = Sampler()
+
+    def close(self) -> None:
+        self._group.close()
+
+    def is_done(self) -> bool:
+        return True
+
+    def start(self, plan: StepPlan) -> StepResult:
+        return self.execute(plan)
+
+    def finish(self) -> None:
+        """There is never a step left."""
+
+    def use_idle_time(self) -> bool:
+        """Memory for the blocks that come next."""
+        return self._decoder.prepare_blocks(self._slots.last_block)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """One step, on every rank alike; only rank 0's result is sent."""
@@ -36,35 +83,25 @@ class Runner:
             slots = rows.slots[rows.draws]
             ids, logprobs = self._draw(self._decoder.logits(hidden[inputs.sample_indices]), slots)
             spans = self._slots.spans(rows)
-            scored = score(self._decoder.logits, hidden, spans, self._decoder.vocab_size)
-        pooled, pooled_ids = self._pool(rows, hidden)
+            scored = score(
+                lambda states: self._decoder.logits(hidden[torch.from_numpy(states)]),
+                spans,
+                self._decoder.vocab_size,
+            )
+        pooled = pool(rows, hidden, self._slots.epochs(rows.slots))
         self._slots.append(slots, ids)
-        slots = np.concatenate([slots, np.array([row.slot for row in pooled], np.int32)])
+        slots = np.concatenate([slots, np.array([row.slot for row, _ in pooled], np.int32)])
         return StepResult(
             crew_epoch=self._crew_epoch,
             step_id=plan.step_id,
             slots=slots.tobytes(),
             epochs=self._slots.epochs(slots).tobytes(),
-            ids=np.concatenate([ids, pooled_ids]).tobytes(),
+            ids=np.concatenate([ids, np.array([token for _, token in pooled], np.int32)]).tobytes(),
             logprobs=logprobs + (None,) * len(pooled) if logprobs else (),
             compute_us=(time.perf_counter_ns() - began_ns) // 1000,
             scored=scored,
-            pooled=pooled,
+            pooled=tuple(row for row, _ in pooled),
         )
-
-    def _pool(self, rows: PlannedRows, hidden: torch.Tensor) -> tuple[tuple[PooledRow, ...], Int32s]:
-        """The vectors of the prompts that are complete, and for each 0, or -1 where it is not finite."""
-        ends = np.cumsum(rows.counts)
-        pooled, ids = [], []
-        for row, reading in rows.readings.items():
-            if reading.pooling:
-                reading.pool(hidden[ends[row] - rows.counts[row] : ends[row]].numpy())
-                if rows.samples[row]:
-                    slot, vector = rows.slots[row], reading.vector()
-                    epoch = int(self._slots.epochs(slot))
-                    pooled.append(PooledRow(int(slot), epoch, vector.tobytes()))
-                    ids.append(0 if np.isfinite(vector).all() else -1)
-        return tuple(pooled), np.array(ids, np.int32)
 
     def _draw(
         self, logits: torch.Tensor | None, slots: Int32s
@@ -83,13 +120,28 @@ class Runner:
         return ids.astype(np.int32), logprobs
 
 
-def warm_up(runner: Runner, num_rows: int, prompt_len: int) -> None:
+def pool(rows: PlannedRows, hidden: torch.Tensor, epochs: Int32s) -> list[tuple[PooledRow, int]]:
+    """The vectors of the prompts that a step completes, each with 0, or -1 where it is not finite. hidden: float32 [T,
+    hidden]; epochs: the rows'."""
+    ends = np.cumsum(rows.counts)
+    pooled = []
+    for row, reading in rows.readings.items():
+        if reading.pooling:
+            reading.pool(hidden[ends[row] - rows.counts[row] : ends[row]].numpy())
+            if rows.samples[row]:
+                vector = reading.vector()
+                told = PooledRow(int(rows.slots[row]), int(epochs[row]), vector.tobytes())
+                pooled.append((told, 0 if np.isfinite(vector).all() else -1))
+    return pooled
+
+
+def warm_up(runner: PlanRunner, num_rows: int) -> None:
     """Runs a prefill and a decode step of ``num_rows`` sequences, then a decode step of one, through the normal path.
 
     The runner is one to throw away afterwards: its slots stay taken. The sequences write blocks 0 to
     ``num_rows`` − 1, which nobody owns yet.
     """
-    slots = list(range(num_rows))
+    slots, prompt_len = list(range(num_rows)), WARM_UP_PROMPT_TOKENS
     seats = tuple(Seat(slot, 0, pack_ids([0] * prompt_len), b"", Sampling(seed=0)) for slot in slots)
     ones = [1] * num_rows
     runner.execute(_warm_up_plan(slots, [0] * num_rows, [prompt_len] * num_rows, ones, admit=seats))

@@ -27,6 +27,8 @@ from shoal.workers.philox import uniform
 
 NOTHING_ALLOWED: Final = -2
 GRAMMAR_FAILED: Final = -3
+_NO_IDS: Final = np.zeros(0, np.int64)
+_NO_VALUES: Final = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,9 @@ class SamplerRow:
         self.sampling = sampling
         self.position = len(generated)
         """How many tokens were generated so far."""
-        self._bias_ids = np.array([token_id for token_id, _ in sampling.logit_bias], dtype=np.int64)
-        self._bias_values = np.array([value for _, value in sampling.logit_bias], dtype=np.float32)
-        if ((self._bias_ids < 0) | (self._bias_ids >= vocab_size)).any():
+        self.bias = _biases(sampling)
+        """Distinct ids, and what is added to their logits."""
+        if ((self.bias[0] < 0) | (self.bias[0] >= vocab_size)).any():
             raise ValueError(f"logit_bias: a token id is outside of the vocabulary of {vocab_size}")
         penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
         self._seen = _SeenTokens(prompt, generated) if penalised else None
@@ -98,9 +100,14 @@ class SamplerRow:
         self._grammar = _open_grammar(sampling, generated, grammars)
 
     @property
-    def touches_logits(self) -> bool:
-        """Whether ``adjust`` or ``constrain`` has something to do."""
-        return self._seen is not None or self._bias_ids.size > 0 or self.constrained
+    def adjusts(self) -> bool:
+        """Whether ``adjust`` has something to do."""
+        return self._seen is not None or self.bias[0].size > 0
+
+    @property
+    def seen(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The distinct ids to penalise, and how often each was generated."""
+        return (_NO_IDS, _NO_VALUES) if self._seen is None else (self._seen.ids, self._seen.generated_counts)
 
     @property
     def constrained(self) -> bool:
@@ -121,10 +128,10 @@ class SamplerRow:
 
     def adjust(self, logits: NDArray[np.float32]) -> None:
         """Applies bias and penalties in place."""
-        if self._bias_ids.size:
-            np.add.at(logits, self._bias_ids, self._bias_values)
+        ids, values = self.bias
+        logits[ids] += values
         if self._seen is not None:
-            ids, counts = self._seen.ids, self._seen.generated_counts
+            ids, counts = self.seen
             logits[ids] = self._penalised(logits[ids], counts)
 
     def constrain(self, logits: NDArray[np.float32]) -> int:
@@ -145,6 +152,14 @@ class SamplerRow:
         values -= np.float32(wanted.frequency_penalty) * counts
         values -= np.float32(wanted.presence_penalty) * (counts > 0)
         return values
+
+
+def _biases(sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What an id is given twice is added up."""
+    total: dict[int, np.float32] = {}
+    for token_id, value in sampling.logit_bias:
+        total[token_id] = total.get(token_id, np.float32(0)) + np.float32(value)
+    return np.array(list(total), dtype=np.int64), np.array(list(total.values()), dtype=np.float32)
 
 
 def _open_grammar(
@@ -168,7 +183,7 @@ class Sampler:
         not learn what was drawn: whoever keeps a token calls ``observe``."""
         views: list[NDArray[np.float32]] = list(logits.numpy())
         failures = {}
-        if any(row.touches_logits for row in rows):
+        if any(row.adjusts or row.constrained for row in rows):
             # A row that is not finite may warn here; the draw finds it.
             with np.errstate(invalid="ignore", over="ignore"):
                 for row, view in zip(rows, views, strict=True):

@@ -18,6 +18,7 @@ from shoal.workers.sampler import SamplerRow
 
 Int32s = npt.NDArray[np.int32]
 _FREE: Final = -1
+_NONE: Final = -1
 
 
 class PlanInvalid(Exception):
@@ -44,11 +45,14 @@ class SlotTable:
         self._vocab_size = vocab_size
         self._sampling = sampling
         self._grammars = grammars
+        self.last_block = 0
+        """The highest block that any slot has had."""
         self._tokens: Int32s = np.zeros((num_slots, session_len), np.int32)
         self._known: Int32s = np.zeros(num_slots, np.int32)
         self._tables: Int32s = np.zeros((num_slots, most_blocks), np.int32)
         self._table_lens: Int32s = np.zeros(num_slots, np.int32)
         self._epochs: Int32s = np.full(num_slots, _FREE, np.int32)
+        self._unread: Int32s = np.full(num_slots, _NONE, np.int32)
         self._samplers: dict[int, SamplerRow] = {}
         self._readings: dict[int, PromptReading] = {}
 
@@ -84,6 +88,15 @@ class SlotTable:
             sample_indices=torch.from_numpy(query_starts[1:][rows.draws].astype(np.int64) - 1),
         )
 
+    def sources(self, rows: "PlannedRows") -> Int32s:
+        """For each token of the step the row of the last step that drew it, where that is not read yet; else -1."""
+        unread = self._unread[rows.slots]
+        last = np.cumsum(rows.counts) - 1
+        is_new = (unread != _NONE) & (rows.starts + rows.counts == self._known[rows.slots])
+        sources = np.full(int(rows.counts.sum()), _NONE, np.int32)
+        sources[last[is_new]] = unread[is_new]
+        return sources
+
     def spans(self, rows: "PlannedRows") -> list[ScoredSpan]:
         """The prompt tokens whose log-probabilities this step brings."""
         begins = np.cumsum(rows.counts) - rows.counts
@@ -107,11 +120,23 @@ class SlotTable:
 
     def append(self, slots: Int32s, ids: Int32s) -> None:
         """Adds one sampled token to each slot; −1 (no finite logits) stands as token 0 until the seat leaves."""
+        self.reserve(slots)
+        self.settle(slots, self._epochs[slots], ids)
+
+    def reserve(self, slots: Int32s) -> None:
+        """One more token of each slot, the n-th slot's of the n-th row that is drawn; ``settle`` tells which."""
         known = self._known[slots]
         if (known >= self._tokens.shape[1]).any():
             raise PlanInvalid("a token was sampled past the session length")
-        self._tokens[slots, known] = np.maximum(ids, 0)
         self._known[slots] += 1
+        self._unread[slots] = np.arange(len(slots), dtype=np.int32)
+
+    def settle(self, slots: Int32s, epochs: Int32s, ids: Int32s) -> None:
+        """The tokens that were reserved last; of seats that have left meanwhile, nobody wants to know."""
+        is_here = self._epochs[slots] == epochs
+        slots, ids = slots[is_here], ids[is_here]
+        self._tokens[slots, self._known[slots] - 1] = np.maximum(ids, 0)
+        self._unread[slots] = _NONE
         if self._sampling:
             for slot, token_id in zip(slots.tolist(), ids.tolist(), strict=True):
                 self._samplers[slot].observe(token_id)
@@ -120,6 +145,7 @@ class SlotTable:
         if not 0 <= slot < len(self._epochs) or self._epochs[slot] == _FREE:
             raise PlanInvalid(f"slot {slot} cannot leave: it is not taken")
         self._epochs[slot] = _FREE
+        self._unread[slot] = _NONE
         self._samplers.pop(slot, None)
         self._readings.pop(slot, None)
 
@@ -159,6 +185,8 @@ class SlotTable:
             raise PlanInvalid("block_counts and new_blocks do not match")
         if len(new_blocks) and (new_blocks.min() < 0 or new_blocks.max() >= self._num_blocks):
             raise PlanInvalid("a block id is outside the cache")
+        if len(new_blocks):
+            self.last_block = max(self.last_block, int(new_blocks.max()))
         taken = 0
         for slot, count in zip(rows.slots.tolist(), block_counts.tolist(), strict=True):
             if count:

@@ -49,14 +49,15 @@ def replayer(sanitize: str) -> Path:
 
 
 def replay(
-    sanitize: str, library: Path, operator: str, to: Path, **more: int
+    sanitize: str, library: Path, operator: str, to: Path, chip: int = 80, **more: int
 ) -> "subprocess.CompletedProcess[str]":
-    """An example of the operator; more: arguments of the example."""
+    """An example of the operator on the chip; more: arguments of the example."""
     record = to / f"{operator}.calls"
     cuda_calls.record(cuda_calls.EXAMPLES[operator](torch.Generator().manual_seed(3), **more), record)
-    together = ["together"] if operator == "all_reduce" else []
+    together = ["together"] if operator in cuda_calls.TOGETHER else []
     command = [str(replayer(sanitize)), str(library), str(record), *together]
-    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    options = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    environment = {**os.environ, **options, "SHOAL_EMULATED_CHIP": str(chip)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if "unexpected memory mapping" in done.stderr:
         # The runtime of older compilers does not know every layout of addresses that kernels choose.
@@ -92,10 +93,13 @@ def test_kernels_stay_inside_their_tensors() -> None:
     assert re.search(r"\d{3,} passed", done.stdout), done.stdout[-2000:]
 
 
-@pytest.mark.parametrize("operator", cuda_calls.EXAMPLES)
-def test_threads_of_a_block_meet_where_they_must(operator: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("operator", "chip"),
+    [*((operator, 80) for operator in cuda_calls.EXAMPLES), ("linear", 90), ("linear_quantised", 90)],
+)
+def test_threads_of_a_block_meet_where_they_must(operator: str, chip: int, tmp_path: Path) -> None:
     runtime("libtsan.so")
-    done = replay("thread", emulated.build("thread"), operator, tmp_path)
+    done = replay("thread", emulated.build("thread"), operator, tmp_path, chip)
     assert done.returncode == 0, done.stderr[-8000:]
     assert "status 0" in done.stdout, done.stdout
 
@@ -110,6 +114,7 @@ class Planted:
     now: str
     sanitize: str
     found: str
+    chip: int = 80
     more: tuple[tuple[str, int], ...] = ()
 
 
@@ -132,6 +137,27 @@ PLANTED = {
         "    if (int(threadIdx.x) < ranks)",
         "thread",
         "data race",
+    ),
+    "no barrier before other blocks' turns are added": Planted(
+        "linear", "linear_tile.h", "    else\n        meet_cluster();", "", "thread", "data race", 90
+    ),
+    "a block that leaves before its turns are added": Planted(
+        "linear",
+        "linear_tile.h",
+        "    if (!is_alone) meet_cluster();",
+        "",
+        MEMORY,
+        "heap-use-after-free",
+        90,
+    ),
+    "no barrier before wgmma reads its rows": Planted(
+        "linear",
+        "linear_group.h",
+        "        show_to_products();\n        __syncthreads();",
+        "        show_to_products();",
+        "thread",
+        "data race",
+        90,
     ),
     "a column too far": Planted(
         "rms_norm", "rms_norm.cu", "i < a.dim;", "i <= a.dim;", MEMORY, "heap-buffer-overflow"
@@ -159,7 +185,7 @@ PLANTED = {
         "return pointer || stride;",
         MEMORY,
         "misaligned address",
-        (("dim", 1003),),
+        more=(("dim", 1003),),
     ),
 }
 
@@ -199,7 +225,7 @@ def plant(planted: Planted, to: Path) -> Path:
 def test_a_planted_fault_is_found(planted: Planted, tmp_path: Path) -> None:
     runtime("libtsan.so" if planted.sanitize == "thread" else "libasan.so")
     library = plant(planted, tmp_path)
-    done = replay(planted.sanitize, library, planted.operator, tmp_path, **dict(planted.more))
+    done = replay(planted.sanitize, library, planted.operator, tmp_path, planted.chip, **dict(planted.more))
     assert done.returncode != 0, done.stdout
     assert re.search(planted.found, done.stderr), done.stderr[-4000:]
 
@@ -217,16 +243,42 @@ def test_a_barrier_for_some_threads_only_is_a_deadlock_by_name(tmp_path: Path) -
     assert re.search(r"status 8 .*deadlock in rms_norm, block \(0, 0, 0\): .*__syncthreads", done.stdout)
 
 
-def test_a_copy_that_is_not_waited_for_shows(tmp_path: Path) -> None:
-    planted = Planted(
-        "paged_attention", "paged_attention.cu", "wait_for_copies<1>", "wait_for_copies<2>", "", ""
-    )
+def changes_results(planted: Planted, to: Path) -> bool:
     sums = []
-    for library in (emulated.build(), plant(planted, tmp_path)):
-        done = replay("undefined", library, "paged_attention", tmp_path)
+    for library in (emulated.build(), plant(planted, to)):
+        done = replay("undefined", library, planted.operator, to, planted.chip, **dict(planted.more))
         assert "status 0" in done.stdout, done.stdout + done.stderr
         sums.append(done.stdout.split("checksum")[1])
-    assert sums[0] != sums[1]
+    return sums[0] != sums[1]
+
+
+@pytest.mark.parametrize(
+    ("operator", "file", "was", "now"),
+    [
+        ("paged_attention", "paged_attention.cu", "<1>", "<2>"),
+        ("linear", "linear_many.h", "<kStages - 2>", "<kStages - 1>"),
+    ],
+)
+def test_a_copy_that_is_not_waited_for_shows(
+    operator: str, file: str, was: str, now: str, tmp_path: Path
+) -> None:
+    wait = "wait_for_copies"
+    assert changes_results(Planted(operator, file, wait + was, wait + now, "", ""), tmp_path)
+
+
+def test_a_product_that_is_not_waited_for_shows(tmp_path: Path) -> None:
+    was, now = "wait_for_products<0>(sums", "wait_for_products<1>(sums"
+    assert changes_results(Planted("linear", "linear_group.h", was, now, "", "", 90), tmp_path)
+
+
+@pytest.mark.parametrize("is_deterministic", [0, 1])
+def test_a_wgmma_that_rounds_otherwise_changes_no_deterministic_row(
+    is_deterministic: int, tmp_path: Path
+) -> None:
+    was = "sum = product_sum(shape.adds ? sum : 0.0f, a[row], b);"
+    more = (("is_deterministic", is_deterministic),)
+    planted = Planted("linear", "emulation/emulation.cpp", was, was + " sum *= 1.001f;", "", "", 90, more)
+    assert changes_results(planted, tmp_path) == (not is_deterministic)
 
 
 def test_fibres_change_stacks_without_assembly_too(tmp_path: Path) -> None:

@@ -1,18 +1,32 @@
 """A server whose rank computes with the emulated CUDA library: the CPU kernels' tokens over HTTP."""
 
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import emulated
 import pytest
 import tokenizers
 import torch
 import transformers
-from server import running_server
+from server import API_SERVER, free_port, running_server, wait_ready
 from tokenizers import decoders, models, pre_tokenizers
 
 FLAGS = ("--dtype", "bfloat16", "--instance_num", "3", "--session_len", "64", "--max_prefill_token_num", "16")
+ON_DEVICE = ("--device", "cuda")
 PROMPTS = ["a", "The quick brown fox jumps over", "lazy dogs", "0123456789" * 3]
+
+
+def emulation(**variables: str) -> dict[str, str]:
+    """With two devices, unless told otherwise."""
+    return {"SHOAL_CUDA_LIBRARY": str(emulated.build()), "SHOAL_EMULATED_DEVICES": "2", **variables}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +60,10 @@ class Answer:
     leads: list[float]
 
 
-def answers(folder: Path, env: dict[str, str]) -> list[Answer]:
+def answers(folder: Path, env: dict[str, str], *flags: str) -> list[Answer]:
     """Greedy, to each prompt."""
     found = []
-    with running_server(str(folder), *FLAGS, env=env) as server:
+    with running_server(str(folder), *FLAGS, *flags, env=env) as server:
         for prompt in PROMPTS:
             body = {"model": folder.name, "prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 2}
             status, answer = server.post("/v1/completions", body)
@@ -60,10 +74,15 @@ def answers(folder: Path, env: dict[str, str]) -> list[Answer]:
     return found
 
 
-def test_the_same_tokens_as_on_the_cpu(tiny: Path) -> None:
+@pytest.fixture(scope="module")
+def of_the_cpu(tiny: Path) -> list[Answer]:
+    return answers(tiny, {})
+
+
+@pytest.mark.parametrize("tp", ["1", "2"])
+def test_the_same_tokens_as_on_the_cpu(tiny: Path, of_the_cpu: list[Answer], tp: str) -> None:
     """But for what follows a near tie, which activations of 16 bits may turn round."""
-    expected = answers(tiny, {})
-    found = answers(tiny, {"SHOAL_CUDA_LIBRARY": str(emulated.build())})
+    found, expected = answers(tiny, emulation(), *ON_DEVICE, "--tp", tp), of_the_cpu
     agreed = 0
     for ours, theirs in zip(found, expected, strict=True):
         assert len(ours.tokens) == len(theirs.tokens) == 12
@@ -73,3 +92,109 @@ def test_the_same_tokens_as_on_the_cpu(tiny: Path) -> None:
         agreed += same
         assert same == 12 or theirs.leads[same] < 0.1, (same, theirs)
     assert agreed > 30
+
+
+def refused(folder: Path, env: dict[str, str], *flags: str) -> str:
+    """What a server that cannot start says last."""
+    command = [*API_SERVER, str(folder), *FLAGS, *flags, f"--server_port={free_port()}"]
+    ended = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=180)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    return ended.stderr.strip().splitlines()[-1]
+
+
+def test_a_device_that_cannot_be_had_ends_the_start(tiny: Path) -> None:
+    assert refused(tiny, {"SHOAL_CUDA_LIBRARY": "/nowhere.so"}, *ON_DEVICE).startswith(
+        "error: --device cuda: there is no CUDA library at /nowhere.so: build it"
+    )
+    assert refused(tiny, emulation(), *ON_DEVICE, "--tp", "3").startswith(
+        "error: --device cuda: --tp 3 takes a GPU a rank, and 2 are seen: take --tp 2"
+    )
+    assert "raise --cache_max_entry_count" in refused(
+        tiny, emulation(SHOAL_EMULATED_MEMORY="250000"), *ON_DEVICE
+    )
+    assert refused(tiny, emulation(), *ON_DEVICE, "--kv_cache_dtype", "int8").startswith(
+        "error: --kv_cache_dtype int8: not on a GPU"
+    )
+
+
+def test_a_chip_that_fails_ends_the_rank_and_another_begins(tiny: Path) -> None:
+    """The third step of the first request does: three steps of a rank's are for warming up."""
+    env = emulation(SHOAL_EMULATED_FAULT="embed:6")
+    with running_server(str(tiny), *FLAGS, *ON_DEVICE, env=env) as server:
+        before = server.children()["rank"]
+        body = {"model": tiny.name, "prompt": "abc", "max_tokens": 8, "temperature": 0}
+        status, answer = server.post("/v1/completions", body)
+        assert status >= 500, answer
+        wait_ready(server)
+        assert server.children()["rank"] != before
+        status, answer = server.post("/v1/completions", body | {"max_tokens": 2})
+        assert status == 200, answer
+        log = server.log()
+        assert "kind=compute_failed" in log
+        assert re.search(r"error: GPU 0 failed: cuda\w+: an illegal memory access was encountered", log), log
+        assert "Traceback" not in log
+
+
+def test_all_that_a_request_may_ask_for(tiny: Path) -> None:
+    """Together, and as on the CPU: grammars, penalties, biases, prompts' log-probabilities."""
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    schema["additionalProperties"] = False
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    penalties = {"repetition_penalty": 1.5, "frequency_penalty": 0.5, "seed": 3, "temperature": 1}
+    bodies: list[dict[str, Any]] = [
+        {"prompt": "n is", "max_tokens": 20, "response_format": form},
+        {"prompt": "abcabc", "max_tokens": 9, **penalties},
+        {"prompt": "abc", "max_tokens": 9, "logit_bias": {"65": 100}, "logprobs": 2},
+        {"prompt": "The fox", "max_tokens": 3, "echo": True, "logprobs": 1},
+    ]
+    found = []
+    for env, flags in (({}, ()), (emulation(), ON_DEVICE)):
+        with running_server(str(tiny), *FLAGS, *flags, env=env) as server, ThreadPoolExecutor(4) as pool:
+            posts = [
+                pool.submit(server.post, "/v1/completions", {"model": tiny.name, "temperature": 0} | body)
+                for body in bodies
+            ]
+            answers = [post.result() for post in posts]
+        assert [status for status, _ in answers] == [200] * 4, answers
+        found.append([answer["choices"][0] for _, answer in answers])
+    assert json.loads(found[1][0]["text"]) in ({"n": 1}, {"n": 2})
+    assert found[1][2]["text"] == found[0][2]["text"]
+    expected, ours = (choices[3]["logprobs"]["token_logprobs"] for choices in found)
+    assert ours[0] is expected[0] is None
+    assert ours[1:7] == pytest.approx(expected[1:7], abs=0.15)
+
+
+def test_vectors(tiny: Path) -> None:
+    found = []
+    for env, flags in (({}, ()), (emulation(), ON_DEVICE)):
+        with running_server(str(tiny), *FLAGS, *flags, "--task", "embed", env=env) as server:
+            status, answer = server.post("/v1/embeddings", {"model": tiny.name, "input": ["some text", "more"]})
+            assert status == 200, answer
+            found.append(torch.tensor([one["embedding"] for one in answer["data"]]))
+    assert torch.nn.functional.cosine_similarity(*found).min() > 0.999
+
+
+def test_a_rank_that_dies_ends_the_crew_and_another_serves(tiny: Path) -> None:
+    with running_server(str(tiny), *FLAGS, *ON_DEVICE, "--tp", "2", env=emulation()) as server:
+        os.kill(server.children()["rank"][1], signal.SIGKILL)
+        body = {"model": tiny.name, "prompt": "abc", "max_tokens": 8, "temperature": 0}
+        until_s = time.monotonic() + 120
+        while (status := server.post("/v1/completions", body)[0]) != 200:
+            assert time.monotonic() < until_s, status
+            time.sleep(0.2)
+        assert "Traceback" not in server.log()
+
+
+def test_it_sleeps_and_wakes(tiny: Path) -> None:
+    """At level 2 the weights go too."""
+    body = {"model": tiny.name, "prompt": "abc", "max_tokens": 8, "temperature": 0}
+    with running_server(str(tiny), *FLAGS, *ON_DEVICE, env=emulation()) as server:
+        _, before = server.post("/v1/completions", body)
+        for level in (1, 2):
+            assert server.post(f"/sleep?level={level}", {})[0] == 200
+            assert server.post("/wakeup", {})[0] == 200
+            wait_ready(server)
+            status, after = server.post("/v1/completions", body)
+            assert status == 200, after
+            assert after["choices"] == before["choices"]

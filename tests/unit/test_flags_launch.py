@@ -61,7 +61,8 @@ def test_what_is_given_arrives(folder: Path, tmp_path: Path) -> None:
     template.write_text("{{ messages }}")
     line = (
         f"{folder} tiny --server_port 8123 --frontends 3 --tp 2 --instance_num 9 --session_len 500 "
-        "--dtype float32 --threads 5 --cache_max_entry_count 0.3 --cache_block_seq_len 32 "
+        "--dtype float32 --deterministic --device auto --threads 5 "
+        "--cache_max_entry_count 0.3 --cache_block_seq_len 32 "
         "--cache_bytes 64MiB --no_enable_prefix_caching --max_prefill_token_num 33 "
         "--max_queued_requests 7 --max_queued_tokens 9000 --drain_timeout 3 --step_timeout 4.5 "
         f"--chat_template {template} --allow_origins http://a http://b --api_keys k1 k2 --log_level WARN "
@@ -71,6 +72,7 @@ def test_what_is_given_arrives(folder: Path, tmp_path: Path) -> None:
     settings = prepared.settings
     assert settings.model_name == "tiny"
     assert (settings.server_port, settings.frontends, settings.tp, settings.instance_num) == (8123, 3, 2, 9)
+    assert (settings.device, settings.deterministic) == ("auto", True)
     assert (settings.session_len, settings.dtype, settings.threads) == (500, "float32", 5)
     assert (settings.cache_max_entry_count, settings.cache_block_seq_len) == (0.3, 32)
     assert (settings.cache_bytes, settings.enable_prefix_caching) == (64 << 20, False)
@@ -106,7 +108,8 @@ def test_longer_than_the_model(folder: Path, tmp_path: Path) -> None:
     [
         (["--tp=7"], "--tp 7: the model has 6 attention heads"),
         (["--trust-remote-code"], "--trust_remote_code: refused"),
-        (["--dtype=float16"], "--dtype float16: not available yet"),
+        (["--dtype=float16", "--device=cpu"], "--dtype float16: only on a GPU"),
+        (["--dtype=float32", "--device=cuda"], "--dtype float32: not on a GPU"),
         (["--model_format=awq"], "--model_format awq: not available yet"),
         (["--model_format=gguf"], "--model_format gguf: the model at"),
         (["--chat_template=nowhere.jinja"], "--chat_template nowhere.jinja: no such file"),

@@ -13,6 +13,7 @@ from shoal.workers import load
 from shoal.workers.layers import Linear, Parameters
 from shoal.workers.load import load_parameters
 from shoal.workers.parallel import split
+from shoal.workers.weights.places import HostPlace
 
 DIM = 6
 TINY = ModelDescription(
@@ -136,7 +137,7 @@ def test_tensors_are_read_in_pieces_and_progress_ends_at_the_total(monkeypatch: 
     told: list[tuple[int, int]] = []
     shard = split(TINY, 2, 1)
     parameters = load_parameters(
-        source, TINY, shard, torch.bfloat16, lambda done, total: told.append((done, total))
+        source, TINY, shard, HostPlace(torch.bfloat16), lambda done, total: told.append((done, total))
     )
     expected = source.tensors["model.embed_tokens.weight"][shard.vocab.start : shard.vocab.stop]
     assert_close(parameters.embedding.unpack(), expected.bfloat16(), rtol=0, atol=0)

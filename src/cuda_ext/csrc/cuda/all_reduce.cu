@@ -1,58 +1,18 @@
 // Sums over the ranks of one host in one step: each rank puts its part into memory that the others read, and adds up all
 // parts itself, in the order of the ranks, so that every rank has the same bits.
-//
-// A piece of 1024 elements always belongs to the same block index, whatever the count, and a block meets only its
-// namesakes. Its calls are numbered, and odd and even ones use slots of their own: who begins call n + 2 knows that all
-// others have begun n + 1, and so have read what n left.
-#include "launch.h"
+// A piece of 1024 elements always belongs to the same block index, whatever the count.
+#include "peer_memory.h"
 
 namespace {
 
 constexpr int kThreads = 128;
 constexpr int kPiece = kThreads * 8;
-constexpr int kMostBlocks = 64;
-
-// The header of a region.
-struct Signs {
-    uint32_t seen[kMostBlocks][kMostRanks];  // the call that each rank has put its part there for
-    uint32_t calls[kMostBlocks];             // that this rank has finished
-};
-static_assert(sizeof(Signs) <= kRegionHeader);
-
-struct Regions {
-    unsigned char* of[kMostRanks];
-    __device__ __forceinline__ Signs& signs(int rank) const { return *reinterpret_cast<Signs*>(of[rank]); }
-};
-
-__device__ __forceinline__ void tell(uint32_t* at, uint32_t call) {
-#if defined(__CUDACC__)
-    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(call) : "memory");
-#else
-    __atomic_store_n(at, call, __ATOMIC_RELEASE);
-#endif
-}
-
-__device__ __forceinline__ uint32_t look(const uint32_t* at) {
-#if defined(__CUDACC__)
-    uint32_t call;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(call) : "l"(at) : "memory");
-    return call;
-#else
-    emulation::spin();
-    return __atomic_load_n(at, __ATOMIC_ACQUIRE);
-#endif
-}
-
-__device__ __forceinline__ bool is_stopped(const int32_t* stop) {
-    return stop && *static_cast<const volatile int32_t*>(stop) != 0;
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads) all_reduce_kernel(AllReduceArgs a, Regions regions) {
     const int block = int(blockIdx.x), rank = int(a.rank), ranks = int(a.ranks);
     Signs& mine = regions.signs(rank);
     const uint32_t call = mine.calls[block] + 1;
-    const int64_t slot = kRegionHeader + call % 2 * a.slot_bytes;
+    const int64_t slot = slot_of(call, a.slot_bytes);
     const auto part = [&](int of) { return reinterpret_cast<T*>(regions.of[of] + slot); };
     T* x = static_cast<T*>(a.x);
     const int64_t first = int64_t(block) * kPiece + threadIdx.x * 8, step = int64_t(kMostBlocks) * kPiece;
@@ -64,17 +24,7 @@ __global__ void __launch_bounds__(kThreads) all_reduce_kernel(AllReduceArgs a, R
         load_eight(sum, x + i, count, aligned && count == 8);
         store_eight(part(rank) + i, sum, count, count == 8);
     }
-    __syncthreads();
-    if (int(threadIdx.x) < ranks) {
-        const int peer = int(threadIdx.x);
-        tell(&regions.signs(peer).seen[block][rank], call);
-        while (int32_t(look(&mine.seen[block][peer]) - call) < 0)
-            if (is_stopped(a.stop)) {
-                atomicCAS(a.fault, kOk, kPeerLost);
-                break;
-            }
-    }
-    __syncthreads();
+    meet(regions, rank, ranks, call, a.stop, a.fault);
     for (int64_t i = first; i < a.count; i += step) {
         const int count = int(a.count - i < 8 ? a.count - i : 8);
         load_eight(sum, part(0) + i, count, count == 8);
@@ -90,8 +40,7 @@ __global__ void __launch_bounds__(kThreads) all_reduce_kernel(AllReduceArgs a, R
 template <typename T>
 int start(const AllReduceArgs& a) {
     if (a.count * int64_t(sizeof(T)) > a.slot_bytes) return kNotSupported;
-    Regions regions = {};
-    for (int64_t rank = 0; rank < a.ranks; rank++) regions.of[rank] = static_cast<unsigned char*>(a.regions[rank]);
+    const Regions regions = regions_of(a.regions, a.ranks);
     const int64_t pieces = (a.count + kPiece - 1) / kPiece;
     const dim3 grid(unsigned(pieces < kMostBlocks ? pieces : kMostBlocks));
     return launch("all_reduce", all_reduce_kernel<T>, grid, kThreads, 0, a.stream, a, regions);

@@ -1,5 +1,6 @@
 // The exported functions that are no operator: what this library is, what went wrong, many calls at once.
 #include <cstdio>
+#include <cstdlib>
 
 #include "launch.h"
 
@@ -9,6 +10,40 @@ thread_local char error_text[1200];
 
 void set_error(const char* kernel, const char* what) {
     std::snprintf(error_text, sizeof error_text, "%s: %s", kernel, what);
+}
+
+#if defined(__CUDACC__)
+static Chip ask_driver(int device) {
+    int major = 0, minor = 0, processors = 0, shared_bytes = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    return {10 * major + minor, processors, size_t(shared_bytes)};
+}
+#else
+constexpr Chip kEmulated[] = {
+    {80, 108, 163 << 10}, {86, 84, kLeastSharedBytes}, {89, 142, kLeastSharedBytes}, {90, 132, 227 << 10}, {100, 148, 227 << 10}};
+#endif
+
+const Chip& chip() {
+#if defined(__CUDACC__)
+    thread_local int known = -1;
+    thread_local Chip chip;
+    int device = 0;
+    cudaGetDevice(&device);
+    if (device != known) chip = ask_driver(known = device);
+    return chip;
+#else
+    thread_local Chip emulated;
+    emulated = kEmulated[0];
+    if (const char* wanted = std::getenv("SHOAL_EMULATED_CHIP")) {
+        for (const Chip& chip : kEmulated)
+            if (std::atoi(wanted) == chip.capability) emulated = chip;
+        if (const char* processors = std::strchr(wanted, ':')) emulated.processors = std::atoi(processors + 1);
+    }
+    return emulated;
+#endif
 }
 
 // One operator's function and its struct; shoal_run runs many.
@@ -27,23 +62,6 @@ EXPORT const char* shoal_targets() { return SHOAL_TARGETS; }
 
 // In words, after an operator returned kLaunchFailed on this thread.
 EXPORT const char* shoal_error() { return error_text; }
-
-// The index-th chip's name and compute capability (10 · major + minor); 0 where there is none.
-EXPORT int shoal_chip(int index, char* name, int name_bytes) {
-#if defined(__CUDACC__)
-    cudaDeviceProp chip;
-    if (const cudaError_t error = cudaGetDeviceProperties(&chip, index); error != cudaSuccess) {
-        set_error("shoal_chip", cudaGetErrorString(error));
-        return 0;
-    }
-    std::snprintf(name, size_t(name_bytes), "%s", chip.name);
-    return 10 * chip.major + chip.minor;
-#else
-    (void)index;
-    std::snprintf(name, size_t(name_bytes), "%s", "");
-    return 0;
-#endif
-}
 
 // Runs the calls in order. Returns 0, or where one fails its status + 256 · its index: those after it did not run.
 EXPORT int shoal_run(const Call* calls, int64_t count) {

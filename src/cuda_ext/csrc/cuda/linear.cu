@@ -7,6 +7,7 @@ template <typename T>
 struct PlainWeight {
     using Element = T;
     static constexpr int kRun = 8, kAhead = 2, kPanels = 2, kGroups = 0;
+    [[maybe_unused]] static constexpr int kScales = 0;
 
     const T* weight;  // [outputs, inputs]
     int64_t outputs, inputs, stride;
@@ -53,7 +54,8 @@ template <typename T>
 int start(const LinearArgs& a) {
     const PlainWeight<T> weight{static_cast<const T*>(a.weight), a.outputs, a.inputs, a.weight_stride,
                                 is_aligned<T>(a.weight, a.weight_stride)};
-    const LinearRows rows{a.out, a.x, a.bias, a.rows, a.inputs, a.outputs, a.row_stride, a.out_stride, a.out_dtype};
+    const LinearRows rows{a.out, a.x, a.bias, a.rows, a.inputs, a.outputs, a.row_stride, a.out_stride,
+                          a.out_dtype, a.is_deterministic};
     return start_linear("linear", rows, weight, a.stream);
 }
 

@@ -6,7 +6,6 @@
 constexpr int kFewRows = 64;
 constexpr int kBlockTiles = 8;  // of eight rows
 constexpr int kBlockRows = kBlockTiles * kRowsOfTile;
-constexpr int kTurns = kLinearWarps;
 static_assert(kBlockTiles == kLinearWarps, "each warp sums x up for one tile of rows");
 constexpr int kStages = 3;
 constexpr int kSharedRow = kTileInputs + 8;  // elements: rows begin in other banks

@@ -1,119 +1,14 @@
-// The product of bfloat16 rows with a W4 or W8 matrix. Codes are small integers, which bfloat16 holds
-// exactly: they become it in registers without rounding, a group's products are added up in float32, and its scale and
-// offset are applied to the sum, the offset with the group's sum of x (a product with ones).
-#include "linear_tile.h"
+// The product of rows with a W4 or W8 matrix, of bfloat16 rows here.
+#include "linear_quantised.h"
 
-namespace {
-
-// a - b, two bfloat16 each
-__device__ __forceinline__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
-#if defined(__CUDACC__)
-    __nv_bfloat162 x, y;
-    memcpy(&x, &a, sizeof x);
-    memcpy(&y, &b, sizeof y);
-    const __nv_bfloat162 difference = __hsub2(x, y);
-    memcpy(&a, &difference, sizeof a);
-    return a;
-#else
-    const auto half = [](uint32_t pair, int which) { return to_float(bf16{uint16_t(pair >> 16 * which)}); };
-    return pair_of<bf16>(half(a, 0) - half(b, 0), half(a, 1) - half(b, 1));
-#endif
-}
-
-template <int Bits, int Group, bool HasOffset>
-struct QuantisedWeight {
-    using Element = bf16;
-    static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
-    static constexpr int kRun = kFormat.run(), kAhead = Bits == 4 ? 3 : Group == 32 ? 2 : 1, kPanels = 1;
-    static constexpr int kScales = kFormat.groups(), kGroups = HasOffset ? kScales : 0;
-
-    const uint8_t* panels;
-    int64_t tiles;  // of a panel
-
-    // scales, offsets: one for output g low, one for g + 8 high
-    struct Tile {
-        uint32_t codes[kSteps * Bits / 4];
-        uint32_t scales[kScales], offsets[kScales];
-    };
-
-    static __device__ __forceinline__ void load_scales(uint32_t (&to)[kScales], const uint8_t* from) {
-        if constexpr (kScales == 2) {
-            const uint2 words = load_once(reinterpret_cast<const uint2*>(from));
-            to[0] = words.x, to[1] = words.y;
-        } else {
-            const uint4 words = load_once(reinterpret_cast<const uint4*>(from));
-            to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
-        }
-    }
-
-    __device__ __forceinline__ Tile load(int64_t panel, int64_t tile) const {
-        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4;
-        const uint8_t* from = panels + (panel * tiles + tile) * kFormat.tile_bytes();
-        Tile to;
-        UNROLL for (int half = 0; half < Bits / 4; half++) {
-            const uint4 words = load_once(reinterpret_cast<const uint4*>(from + half * 512 + lane * 16));
-            to.codes[4 * half] = words.x, to.codes[4 * half + 1] = words.y;
-            to.codes[4 * half + 2] = words.z, to.codes[4 * half + 3] = words.w;
-        }
-        const uint8_t* scales = from + kFormat.code_bytes();
-        load_scales(to.scales, scales + g * kScales * 4);
-        if constexpr (HasOffset) load_scales(to.offsets, scales + kFormat.scale_bytes() + g * kScales * 4);
-        return to;
-    }
-
-    // The codes less the format's zero, as bfloat16. 0x4300 is 128, whose last place is 1.
-    __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
-        UNROLL for (int step = 0; step < kSteps; step++)
-            UNROLL for (int i = 0; i < 4; i++) {
-                if constexpr (Bits == 4) {
-                    const uint32_t nibbles = tile.codes[step] >> 4 * i & 0x000f000f;
-                    a[step][i] = subtract_pairs(nibbles | 0x43004300, 0x43004300 + kFormat.zero() * 0x00010001);
-                } else {
-                    const uint32_t bytes = tile.codes[2 * step + i / 2] >> 8 * (i % 2);
-                    a[step][i] = subtract_pairs((bytes & 0x007f007f) | 0x43004300, (bytes & 0x00800080) ^ 0x43804380);
-                }
-            }
-    }
-
-    static __device__ __forceinline__ float half_of(uint32_t pair, int which) {
-        const auto bits = uint16_t(pair >> 16 * which);
-        fp16 x;
-        memcpy(&x, &bits, sizeof x);
-        return to_float(x);
-    }
-
-    __device__ __forceinline__ void add(const Tile& tile, const uint32_t (&a)[kSteps][4], const uint32_t (&x)[kSteps][2],
-                                        const float (&of_x)[kGroups + 1][4], float (&sums)[4]) const {
-        constexpr int kStepsOfGroup = kSteps / kScales;
-        UNROLL for (int group = 0; group < kScales; group++) {
-            float product[4] = {};
-            UNROLL for (int step = group * kStepsOfGroup; step < (group + 1) * kStepsOfGroup; step++)
-                multiply_tile<bf16>(product, a[step], x[step]);
-            UNROLL for (int i = 0; i < 4; i++) {
-                sums[i] = fmaf(half_of(tile.scales[group], i / 2), product[i], sums[i]);
-                if constexpr (HasOffset) sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[group][i], sums[i]);
-            }
-        }
-    }
-};
-
-template <int Bits, int Group, bool HasOffset>
-int start(const QuantisedLinearArgs& a) {
-    const QuantisedWeight<Bits, Group, HasOffset> weight{static_cast<const uint8_t*>(a.panels), tiles_of(a.inputs)};
-    const LinearRows rows{a.out, a.x, a.bias, a.rows, a.inputs, a.outputs, a.row_stride, a.out_stride, a.out_dtype};
-    return start_linear("linear_quantised", rows, weight, a.stream);
-}
-
-template <int Bits, int Group>
-int start(const QuantisedLinearArgs& a) {
-    return a.has_offset ? start<Bits, Group, true>(a) : start<Bits, Group, false>(a);
-}
-
-}  // namespace
+int start_quantised_bf16(const QuantisedLinearArgs& a) { return start_quantised<bf16>(a); }
 
 extern "C" EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* a) {
     const WeightFormat format{int(a->bits), int(a->group), a->has_offset != 0};
-    if (!format.exists() || (a->out_dtype != kFloat32 && a->out_dtype != kBFloat16)) return kNotSupported;
-    if (format.bits == 4) return start<4, 32>(*a);
-    return format.group == 32 ? start<8, 32>(*a) : start<8, 16>(*a);
+    if (!format.exists() || (a->out_dtype != kFloat32 && a->out_dtype != a->dtype)) return kNotSupported;
+    switch (a->dtype) {
+        case kBFloat16: return start_quantised_bf16(*a);
+        case kFloat16: return start_quantised_fp16(*a);
+        default: return kNotSupported;
+    }
 }

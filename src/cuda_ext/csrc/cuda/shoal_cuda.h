@@ -87,23 +87,25 @@ struct EmbedArgs {
 };
 
 // x: [rows, inputs] and weight: [outputs, inputs] of dtype; out: [rows, outputs] of out_dtype (also float32), rows
-// out_stride apart; bias: float32 [outputs] or null
+// out_stride apart; bias: float32 [outputs] or null. is_deterministic: a row gets the same bits in any batch, whatever the
+// chip's tensor cores do: wgmma is not taken
 struct LinearArgs {
     void* out;
     const void* x;
     const void* weight;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, weight_stride, out_stride, dtype, out_dtype;
+    int64_t rows, inputs, outputs, row_stride, weight_stride, out_stride, dtype, out_dtype, is_deterministic;
     void* stream;
 };
 
-// As LinearArgs; x: bfloat16, panels: of pack_quantised
+// As LinearArgs; panels: of pack_quantised
 struct QuantisedLinearArgs {
     void* out;
     const void* x;
     const void* panels;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, out_stride, bits, group, has_offset, out_dtype;
+    int64_t rows, inputs, outputs, row_stride, out_stride, bits, group, has_offset, dtype, out_dtype;
+    int64_t is_deterministic;
     void* stream;
 };
 
@@ -118,11 +120,11 @@ struct PackQuantisedArgs {
     void* stream;
 };
 
-// out: bfloat16 [rows, columns], contiguous: for a library's product of many rows
+// out: [rows, columns] of dtype, contiguous: for a library's product of many rows
 struct DequantiseArgs {
     void* out;
     const void* panels;
-    int64_t rows, columns, bits, group, has_offset;
+    int64_t rows, columns, bits, group, has_offset, dtype;
     void* stream;
 };
 
@@ -161,9 +163,64 @@ struct DrawArgs {
     void* stream;
 };
 
+// token_ids: [tokens]; where sources[token] is not below 0 the token is drawn[sources[token]] (0 where that is below 0).
+// drawn: [rows], of the step before
+struct FeedTokensArgs {
+    int64_t* token_ids;
+    const int64_t* drawn;
+    const int32_t* sources;
+    int64_t tokens, rows;
+    void* stream;
+};
+
+// x: [x_rows], rows of row_bytes, contiguous; out: [count], the given ones; rows outside of x are left out
+struct TakeRowsArgs {
+    void* out;
+    const void* x;
+    const int64_t* rows;
+    int64_t count, x_rows, row_bytes;
+    void* stream;
+};
+
+// logits: [rows, vocabulary], become cap * tanh(logits / cap)
+struct CapLogitsArgs {
+    float* logits;
+    int64_t rows, vocabulary, row_stride;
+    double cap;
+    void* stream;
+};
+
+// logits: [rows, vocabulary]. Row r adds biases[i] to its bias_ids[i], i from bias_starts[r] to bias_starts[r + 1]; then
+// its seen_ids, likewise, are penalised, seen_counts being how often each was generated. No id twice in a row's part.
+struct AdjustLogitsArgs {
+    float* logits;
+    const int32_t* bias_starts;
+    const int32_t* bias_ids;
+    const float* biases;
+    const int32_t* seen_starts;
+    const int32_t* seen_ids;
+    const float* seen_counts;
+    const float* repetition;  // [rows]
+    const float* presence;    // [rows]
+    const float* frequency;   // [rows]
+    int64_t rows, vocabulary, row_stride;
+    void* stream;
+};
+
+// logits: [rows, vocabulary], become -inf where the row's mask has the id's bit, the lowest of a byte first. mask_of:
+// [rows], a row of masks or -1; masks: mask_bytes each
+struct MaskLogitsArgs {
+    float* logits;
+    const int32_t* mask_of;
+    const uint8_t* masks;
+    int64_t rows, vocabulary, row_stride, mask_bytes;
+    void* stream;
+};
+
 // x: [count] of dtype (also float32), becomes the sum of every rank's, rank 0's first. regions: host memory, one pointer
 // a rank to device memory that every rank may read and write, zeroed before the first call: kRegionHeader bytes, then
-// two slots of slot_bytes, each for count elements at least. Every rank calls with the same count. stop: memory that the
+// two slots of slot_bytes, each for count elements at least. Every rank calls with the same count, through the same regions
+// with one dtype. stop: memory that the
 // host may write and the device reads, or null: where it is not 0, nobody waits any longer and fault tells of kPeerLost.
 struct AllReduceArgs {
     void* x;
@@ -171,6 +228,21 @@ struct AllReduceArgs {
     const int32_t* stop;
     int32_t* fault;
     int64_t count, rank, ranks, slot_bytes, dtype;
+    void* stream;
+};
+
+// x: [rows, the rank's width] of four-byte words, rows x_stride apart, and out: [rows, the sum of widths], rows out_stride
+// apart, or null where the rank does not want it. widths: host memory, one a rank. regions, stop and fault: as in
+// AllReduceArgs, regions of their own, slots for the rows of the widest rank. Every rank calls with the same rows and
+// widths.
+struct GatherColumnsArgs {
+    void* out;
+    const void* x;
+    const int64_t* widths;
+    void* const* regions;
+    const int32_t* stop;
+    int32_t* fault;
+    int64_t rows, x_stride, out_stride, rank, ranks, slot_bytes;
     void* stream;
 };
 

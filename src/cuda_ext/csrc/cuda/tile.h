@@ -1,5 +1,5 @@
-// The tile products of the tensor cores and the copies that feed them: what a warp does together. Each wrapper is the
-// instruction under nvcc and its emulation under g++; nothing else here knows of either.
+// The tile products of the tensor cores, the copies that feed them, and clusters: what threads do together. Each wrapper
+// is the instruction under nvcc and its emulation under g++; nothing else here knows of either.
 //
 // Fragments of m16n8k16 (PTX ISA, "Matrix fragments for mma.m16n8k16"), lane = 4 · g + t, pairs of 16-bit elements:
 //   a[0]: row g, columns 2t, 2t+1      a[1]: row g+8      a[2], a[3]: the same rows, columns 2t+8, 2t+9
@@ -94,5 +94,151 @@ __device__ __forceinline__ void wait_for_copies() {
 #else
     while (const emulation::Copy* copy = emulation::copy_due(Groups))
         store_whole(copy->to, copy->from ? load_whole<uint4>(copy->from) : uint4{});
+#endif
+}
+
+// All threads of a cluster's blocks, and what they wrote before. Chips older than sm_90 have none: there nobody calls it.
+__device__ __forceinline__ void meet_cluster() {
+#if !defined(__CUDACC__)
+    emulation::cluster_barrier(__FILE__, __LINE__);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Where in the rank-th block of the cluster lies what in this one is ``mine``, in shared memory.
+template <typename T>
+__device__ __forceinline__ const T* of_block(int rank, const T* mine) {
+#if !defined(__CUDACC__)
+    return static_cast<const T*>(emulation::memory_of(rank, mine));
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    const T* theirs;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(mine), "r"(rank));
+    return theirs;
+#else
+    return mine;
+#endif
+}
+
+// wgmma: a warpgroup's four warps multiply 64 rows, 16 of each warp in registers as mma's left side, with rows of 64
+// elements in shared memory. There a row's 16-byte chunk c lies in the place of c ^ row % 8 (128-byte swizzling), and the
+// first row at a multiple of 1024 bytes. Products are under way until they are waited for.
+constexpr int kGroupRow = 64;  // elements
+
+__host__ __device__ constexpr int swizzled(int row, int column) {
+    return row * kGroupRow + (column / 8 ^ row % 8) * 8 + column % 8;
+}
+
+#if defined(__CUDACC__)
+// Nothing is moved across this that reads or writes the sums.
+template <int Tiles>
+__device__ __forceinline__ void pin(float (&sums)[Tiles][4]) {
+    UNROLL for (int n = 0; n < Tiles; n++)
+        UNROLL for (int i = 0; i < 4; i++) asm volatile("" : "+f"(sums[n][i])::"memory");
+}
+#endif
+
+// What this thread wrote to shared memory is seen by products that begin after a barrier.
+__device__ __forceinline__ void show_to_products() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Before products that read or add to registers which were written since the last wait.
+template <int Tiles>
+__device__ __forceinline__ void begin_products(float (&sums)[Tiles][4]) {
+#if defined(__CUDACC__)
+    pin(sums);
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+#else
+    (void)sums;
+#endif
+}
+
+__device__ __forceinline__ void commit_products() {
+#if !defined(__CUDACC__)
+    emulation::commit_products();
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Of all groups but the last ``Groups``. left: what products had as their left side, which is not written over before.
+template <int Groups, int Tiles, int Steps>
+__device__ __forceinline__ void wait_for_products(float (&sums)[Tiles][4], const uint32_t (&left)[Steps][4]) {
+#if !defined(__CUDACC__)
+    (void)sums, (void)left;
+    const int lane = int(threadIdx.x) % kWarpSize;
+    while (const emulation::Product* due = emulation::product_due(Groups)) {
+        uint16_t right[Tiles * 8 / kWarpSize][16];
+        for (int i = 0, row = lane; row < due->columns; i++, row += kWarpSize)
+            for (int half = 0; half < 2; half++) {
+                const auto chunk =
+                    load_whole<Eight<uint16_t>>(due->right + swizzled(row, 16 * due->step + 8 * half));
+                memcpy(right[i] + 8 * half, chunk.of, sizeof chunk);
+            }
+        emulation::multiply_due(right);
+    }
+#else
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Groups) : "memory");
+#endif
+    pin(sums);
+    UNROLL for (int step = 0; step < Steps; step++)
+        UNROLL for (int i = 0; i < 4; i++) asm volatile("" ::"r"(left[step][i]) : "memory");
+#endif
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define SUMS_OF(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+#define SUMS_OF_4(n) SUMS_OF(n), SUMS_OF(n + 1), SUMS_OF(n + 2), SUMS_OF(n + 3)
+#define PRODUCT_64(type)                                                                                               \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %37, 0;\n"                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                      \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
+                 "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                                               \
+                 "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 0;\n}"                                                     \
+                 : SUMS_OF_4(0), SUMS_OF_4(4)                                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(int(adds))                         \
+                 : "memory")
+#define PRODUCT_128(type)                                                                                              \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %69, 0;\n"                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                     \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
+                 "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "     \
+                 "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "     \
+                 "%59, %60, %61, %62, %63"                                                                             \
+                 "}, {%64, %65, %66, %67}, %68, adds, 1, 1, 0;\n}"                                                     \
+                 : SUMS_OF_4(0), SUMS_OF_4(4), SUMS_OF_4(8), SUMS_OF_4(12)                                             \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(int(adds))                         \
+                 : "memory")
+#endif
+
+// c = (adds ? c : 0) + a · the step-th 16 elements of ``Tiles`` · 8 rows
+template <typename T, int Tiles>
+__device__ __forceinline__ void multiply_group(float (&c)[Tiles][4], const uint32_t (&a)[4], const T* rows, int step,
+                                               bool adds) {
+    static_assert(Tiles == 8 || Tiles == 16, "a wgmma of 64 or 128 columns");
+#if !defined(__CUDACC__)
+    emulation::multiply_later(
+        {&c[0][0], a, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, adds, std::is_same_v<T, bf16>});
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    // Addresses and offsets in units of 16 bytes: the first row; eight rows further; swizzling of 128 bytes.
+    const uint64_t first = (__cvta_generic_to_shared(rows) & 0x3ffff) >> 4, eight_rows = 8 * kGroupRow * 2 >> 4;
+    const uint64_t descriptor = (first + 2 * uint64_t(step)) | uint64_t(1) << 16 | eight_rows << 32 | uint64_t(1) << 62;
+    if constexpr (Tiles == 8) {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_64("bf16");
+        else
+            PRODUCT_64("f16");
+    } else {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_128("bf16");
+        else
+            PRODUCT_128("f16");
+    }
 #endif
 }

@@ -70,3 +70,26 @@ def test_what_does_not_fit_is_refused(cuda: CudaLibrary) -> None:
     crew = Crew(2, 40, torch.bfloat16)
     with pytest.raises(NotImplementedError):
         cuda.run([crew.call(0, torch.ones(100).bfloat16())], together=True)
+
+
+@pytest.mark.parametrize("widths", [[7], [300, 130], [2, 0, 0], [33, 1, 500]])
+def test_columns_are_put_side_by_side(cuda: CudaLibrary, fresh: torch.Generator, widths: list[int]) -> None:
+    """On those that want them: here the first and the last. More rows than blocks, then fewer."""
+    ranks, total = len(widths), sum(widths)
+    crew = Crew(ranks, 80 * max(widths), torch.float32)
+    for rows in (80, 1, 3):
+        parts = [torch.randn(rows, width + 3, generator=fresh)[:, :width] for width in widths]
+        outs = [torch.zeros(rows, total) for _ in widths]
+
+        def call(rank: int) -> Call:
+            out = outs[rank] if rank in (0, ranks - 1) else None  # noqa: B023
+            return "gather_columns", {
+                "out": out, "x": parts[rank], "widths": torch.tensor(widths), "regions": crew.pointers,  # noqa: B023
+                "stop": crew.stop, "fault": crew.faults[rank], "rows": rows, "x_stride": widths[rank] + 3,  # noqa: B023
+                "out_stride": total, "rank": rank, "ranks": ranks, "slot_bytes": crew.slot_bytes,
+            }  # fmt: skip
+
+        cuda.run([call(rank) for rank in range(ranks)], together=True)
+        assert torch.equal(outs[0], torch.cat(parts, 1))
+        assert torch.equal(outs[-1], outs[0])
+    assert not any(fault.item() for fault in crew.faults)

@@ -9,6 +9,9 @@ from shoal.cuda_ext import reference
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
 
+pytestmark = pytest.mark.usefixtures("chip")
+
+HALVES = [torch.bfloat16, torch.float16]
 FORMATS = [
     WeightFormat(4, 32, True),
     WeightFormat(4, 32, False),
@@ -32,7 +35,7 @@ def linear(cuda: CudaLibrary, x: Tensor, weight: Tensor, bias: Tensor | None, ou
     return wide[:, :outputs]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
     [(1, 64, 16), (1, 1100, 35), (3, 7, 1), (9, 200, 50), (17, 576, 33), (40, 72, 20), (70, 1104, 300)],
@@ -83,46 +86,63 @@ def form_fields(form: WeightFormat) -> dict[str, int]:
 
 
 def linear_quantised(
-    cuda: CudaLibrary, x: Tensor, panels: Tensor, groups: QuantisedGroups, bias: Tensor | None = None
+    cuda: CudaLibrary,
+    x: Tensor,
+    panels: Tensor,
+    groups: QuantisedGroups,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    out = torch.full((len(x), groups.rows), torch.nan)
+    out = torch.full((len(x), groups.rows), torch.nan, dtype=out_dtype)
     cuda.call(
         "linear_quantised", out=out, x=x, panels=panels, bias=bias, rows=len(x), inputs=x.shape[1],
-        outputs=groups.rows, row_stride=x.stride(0), out_stride=groups.rows, out_dtype=0, **form_fields(groups.format),
+        outputs=groups.rows, row_stride=x.stride(0), out_stride=groups.rows, dtype=DTYPES[x.dtype],
+        out_dtype=DTYPES[out_dtype], **form_fields(groups.format),
     )  # fmt: skip
     return out
 
 
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 @pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1, 64, 16), (2, 1120, 35), (11, 96, 20), (37, 200, 50)]
+    ("rows", "inputs", "outputs"),
+    [(1, 64, 16), (2, 1120, 35), (11, 96, 20), (37, 200, 50), (70, 328, 150)],
 )
 def test_linear_quantised(
-    cuda: CudaLibrary, fresh: torch.Generator, form: WeightFormat, rows: int, inputs: int, outputs: int
+    cuda: CudaLibrary,
+    fresh: torch.Generator,
+    dtype: torch.dtype,
+    form: WeightFormat,
+    rows: int,
+    inputs: int,
+    outputs: int,
 ) -> None:
     groups = groups_of(fresh, outputs, inputs, form)
     weight = groups.dequantise().double()[:, :inputs]
-    x = torch.randn(rows, inputs, generator=fresh).bfloat16()
+    x = torch.randn(rows, inputs, generator=fresh).to(dtype)
     bias = torch.randn(outputs, generator=fresh)
     truth = reference.linear(x.double(), weight, bias.double())
     # Relative to what is added up: offsets and codes of both signs cancel.
     size = x.double().norm(dim=1, keepdim=True) * weight.norm(dim=1)
-    error = (linear_quantised(cuda, x, pack(cuda, groups), groups, bias) - truth).abs()
-    assert (error <= 1e-6 * size + 1e-6).all()
+    panels = pack(cuda, groups)
+    for out_dtype, rounding in ((torch.float32, 0.0), (dtype, one_rounding(dtype))):
+        error = (linear_quantised(cuda, x, panels, groups, bias, out_dtype) - truth).abs()
+        assert (error <= 1e-6 * size + 1e-6 + rounding * truth.abs()).all()
 
 
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 @pytest.mark.parametrize("inputs", [700, 328, 1224])
 def test_a_row_does_not_depend_on_its_batch(
-    cuda: CudaLibrary, fresh: torch.Generator, form: WeightFormat, inputs: int
+    cuda: CudaLibrary, fresh: torch.Generator, dtype: torch.dtype, form: WeightFormat, inputs: int
 ) -> None:
     """To the bit, in kernels for few rows and for many; with fewer and more tiles of inputs than a block has warps."""
     groups = groups_of(fresh, 20, inputs, form)
     panels = pack(cuda, groups)
-    plain = groups.dequantise().bfloat16()[:, :inputs]
-    x = torch.randn(100, inputs, generator=fresh).bfloat16()
+    plain = groups.dequantise().to(dtype)[:, :inputs]
+    x = torch.randn(150, inputs, generator=fresh).to(dtype)
     x[3] = torch.nan
-    for count in (1, 8, 9, 16, 35, 65, 100):
+    for count in (1, 8, 9, 16, 35, 65, 150):
         together = linear_quantised(cuda, x[:count], panels, groups)
         plainly = linear(cuda, x[:count], plain, None, torch.float32)
         for row in {0, count // 2, count - 1} - {3}:
@@ -130,14 +150,36 @@ def test_a_row_does_not_depend_on_its_batch(
             assert torch.equal(linear(cuda, x[row : row + 1], plain, None, torch.float32)[0], plainly[row])
 
 
+@pytest.mark.parametrize("rows", [1, 11, 30, 70, 150])
+def test_chips_agree_to_the_bit(
+    emulation: CudaLibrary, fresh: torch.Generator, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Those that share out a small matrix's turns among several blocks, those that cannot, and those with wgmma: as the
+    emulation rounds, each instruction once."""
+    groups = groups_of(fresh, 20, 1224, FORMATS[0])
+    panels, plain = pack(emulation, groups), groups.dequantise().bfloat16()[:, :1224]
+    x = torch.randn(rows, 1224, generator=fresh).bfloat16()
+    results = []
+    for chip in ("80", "86", "90", "90:1", "100"):
+        monkeypatch.setenv("SHOAL_EMULATED_CHIP", chip)
+        results.append(
+            (linear_quantised(emulation, x, panels, groups), linear(emulation, x, plain, None, torch.float32))
+        )
+    for quantised, plainly in results[1:]:
+        assert torch.equal(quantised, results[0][0])
+        assert torch.equal(plainly, results[0][1])
+
+
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_dequantise_and_embed(cuda: CudaLibrary, fresh: torch.Generator, form: WeightFormat) -> None:
     rows, columns = 37, 168
     groups = groups_of(fresh, rows, columns, form)
     panels, truth = pack(cuda, groups), groups.dequantise()[:, :columns]
-    out = torch.full((rows, columns), torch.nan, dtype=torch.bfloat16)
-    cuda.call("dequantise", out=out, panels=panels, rows=rows, columns=columns, **form_fields(form))
-    close(out, truth, one_rounding(torch.bfloat16), 0)
+    for dtype in HALVES:
+        out = torch.full((rows, columns), torch.nan, dtype=dtype)
+        sizes = {"rows": rows, "columns": columns, "dtype": DTYPES[dtype]}
+        cuda.call("dequantise", out=out, panels=panels, **sizes, **form_fields(form))
+        close(out, truth, one_rounding(dtype), 0 if dtype == torch.bfloat16 else 2**-25)
     ids = torch.randint(-5, 50, (29,), generator=fresh)
     embedded = torch.full((29, columns), torch.nan)
     cuda.call(
@@ -150,4 +192,4 @@ def test_dequantise_and_embed(cuda: CudaLibrary, fresh: torch.Generator, form: W
 def test_formats_that_do_not_exist_are_refused(cuda: CudaLibrary) -> None:
     for bits, group in ((4, 16), (8, 64), (3, 32)):
         with pytest.raises(NotImplementedError):
-            cuda.call("dequantise", rows=1, columns=64, bits=bits, group=group)
+            cuda.call("dequantise", rows=1, columns=64, bits=bits, group=group, dtype=1)

@@ -1,11 +1,14 @@
 // The scheduler of emulation.h. Compiled without ThreadSanitizer: what fibres share here is no kernel's memory.
 #include "emulation.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "fibre.h"
@@ -16,11 +19,42 @@ namespace emulation {
 namespace {
 
 enum class State { kReady, kAtBarrier, kAtWarp, kDone };
-enum class Together { kNothing, kBarrier, kShuffle, kBallot, kGather, kMultiply };
+enum class Together { kNothing, kBarrier, kShuffle, kBallot, kGather, kMultiply, kMultiplyGroup };
 
-constexpr const char* kNames[] = {"nothing", "__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma"};
+constexpr const char* kNames[] = {"nothing", "__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma", "wgmma"};
 constexpr int kSlotBytes = 16;
-constexpr int kMostIdleTurns = 100000;
+constexpr int kMostIdleTurns = 100000, kTurnsBeforeNap = 128;
+constexpr int kMostColumns = 256;
+
+// What a thread has asked for, in order, and how much of it at each commit.
+template <typename Item>
+struct Queue {
+    std::vector<Item> items;
+    std::vector<size_t> committed;
+    size_t done = 0;  // since the last time that none was left
+
+    void commit() { committed.push_back(items.size()); }
+    void clear() { *this = {}; }
+
+    // The oldest that is not among the ``groups`` last committed ones, or null. It stays where it is until the next one.
+    Item* due(size_t groups) {
+        const size_t count = committed.size(), end = count > groups ? committed[count - groups - 1] : 0;
+        if (done < end) return &items[done++];
+        if (done == items.size()) {
+            items.clear();
+            std::fill(committed.begin(), committed.end(), 0);
+            done = 0;
+            if (count > groups) committed.erase(committed.begin(), committed.end() - ptrdiff_t(groups));
+        }
+        return nullptr;
+    }
+};
+
+// saved: the sums before the first product of several in a row.
+struct Waiting {
+    Product product;
+    std::vector<float> saved;
+};
 
 struct Fragments {
     uint32_t a[4], b[2];
@@ -33,17 +67,34 @@ struct Warp {
     Fragments fragments[kWarp];
     uint32_t votes[2];
     const void* pointers[2][kWarp];
+    const Product* products[kWarp];
+    uint16_t right[kMostColumns][16];
     int arrived = 0, size = 0;
     Together kind = Together::kNothing;
 };
 
 struct Launch;
+struct Block;
+
+struct Cluster {
+    std::vector<Block*> blocks;  // by rank
+    int arrived = 0, line = 0;
+};
+
+constexpr size_t kSharedAlignment = 1024;
+
+struct FreeShared {
+    void operator()(unsigned char* memory) const { ::operator delete[](memory, std::align_val_t(kSharedAlignment)); }
+};
 
 struct Block {
     Launch* launch;
     dim3 index;
+    std::shared_ptr<Cluster> cluster;
+    size_t first = 0;  // of its fibres
     std::vector<Warp> warps;
-    std::unique_ptr<unsigned char[]> dynamic;
+    std::unique_ptr<unsigned char[], FreeShared> dynamic;  // as long as a thread lives
+    unsigned char* shared = nullptr;
     int arrived = 0, live = 0, line = 0;
 };
 
@@ -55,14 +106,16 @@ struct Fibre {
     Place place;
     int lane = 0, turn = 0, line = 0;
     const char* what = "";
-    std::vector<Copy> copies;       // asked for, in order
-    std::vector<size_t> committed;  // how many of them at each commit
-    size_t done = 0;                // copies, since the last time that none was left
+    Queue<Copy> copies;
+    Queue<Waiting> products;
+    Waiting* due = nullptr;
 };
 
 struct Launch {
     const char* name;
-    dim3 grid, block;
+    dim3 grid;
+    unsigned cluster;
+    dim3 block;
     size_t shared_bytes;
     Body body;
     std::vector<unsigned char> context;
@@ -72,7 +125,7 @@ std::mutex busy;
 std::vector<std::unique_ptr<Fibre>> fibres;  // the pool; the first ``running`` take part
 size_t running = 0, current = 0, undone = 0;
 int idle_turns = 0;
-bool stuck = false, together = false;
+bool stuck = false, together = false, has_peers = false;
 Stack host;
 std::vector<Launch> waiting;
 char message[1024];
@@ -98,7 +151,11 @@ void finish() {
     Fibre& mine = me();
     release(mine.block->launch);
     mine.state = State::kDone;
-    mine.block->live--;
+    release(&mine.block->live);
+    if (--mine.block->live == 0) {
+        acquire(&mine.block->live);
+        mine.block->dynamic.reset();
+    }
     undone--;
     idle_turns = 0;
     next_turn(true);
@@ -164,8 +221,10 @@ void place_threads(Block& block, size_t first) {
     const Launch& launch = *block.launch;
     const size_t threads = count_of(launch.block);
     block.warps.resize((threads + kWarp - 1) / kWarp);
-    block.dynamic.reset(new unsigned char[launch.shared_bytes]);
-    std::fill_n(block.dynamic.get(), launch.shared_bytes, 0xff);
+    block.first = first;
+    block.dynamic.reset(new (std::align_val_t(kSharedAlignment)) unsigned char[launch.shared_bytes]);
+    block.shared = block.dynamic.get();
+    std::fill_n(block.shared, launch.shared_bytes, 0xff);
     block.live = int(threads);
     while (fibres.size() < first + threads) {
         fibres.push_back(std::make_unique<Fibre>());
@@ -181,8 +240,7 @@ void place_threads(Block& block, size_t first) {
         fibre.turn = 0;
         fibre.place = {unfold(i, launch.block), block.index, launch.block, launch.grid};
         fibre.copies.clear();
-        fibre.committed.clear();
-        fibre.done = 0;
+        fibre.products.clear();
         rewind(fibre.stack, entry);
     }
 }
@@ -209,7 +267,7 @@ bool run_blocks(std::vector<std::unique_ptr<Block>>& blocks) {
 }  // namespace
 
 const Place& here() { return me().place; }
-void* dynamic_shared() { return me().block->dynamic.get(); }
+void* dynamic_shared() { return me().block->shared; }
 
 void barrier(const char*, int line) {
     Fibre& mine = me();
@@ -221,14 +279,39 @@ void barrier(const char*, int line) {
     const int threads = int(count_of(block.launch->block));
     if (block.line == line && ++block.arrived == threads) {
         block.arrived = 0;
-        const size_t first = current - mine.place.thread.x - mine.place.thread.y * block.launch->block.x;
-        for (int i = 0; i < threads; i++) fibres[first + i]->state = State::kReady;
+        for (int i = 0; i < threads; i++) fibres[block.first + i]->state = State::kReady;
         idle_turns = 0;
     } else {
         mine.state = State::kAtBarrier;
         next_turn(false);
     }
     acquire(&block);
+}
+
+void cluster_barrier(const char*, int line) {
+    Fibre& mine = me();
+    Cluster& cluster = *mine.block->cluster;
+    if (cluster.arrived == 0) cluster.line = line;
+    mine.what = "a cluster's barrier";
+    mine.line = line;
+    release(&cluster);
+    const size_t threads = count_of(mine.block->launch->block);
+    if (cluster.line == line && ++cluster.arrived == int(threads * cluster.blocks.size())) {
+        cluster.arrived = 0;
+        for (const Block* block : cluster.blocks)
+            for (size_t i = 0; i < threads; i++) fibres[block->first + i]->state = State::kReady;
+        idle_turns = 0;
+    } else {
+        mine.state = State::kAtBarrier;
+        next_turn(false);
+    }
+    acquire(&cluster);
+}
+
+void* memory_of(int rank, const void* mine) {
+    const Block& block = *me().block;
+    const auto offset = static_cast<const unsigned char*>(mine) - block.shared;
+    return block.cluster->blocks[size_t(rank)]->shared + offset;
 }
 
 void warp_barrier(const char*, int line) {
@@ -238,8 +321,11 @@ void warp_barrier(const char*, int line) {
     acquire(warp);
 }
 
+void wait_for_other_processes() { has_peers = true; }
+
 void spin() {
-    if (++idle_turns > kMostIdleTurns) {
+    if (has_peers && ++idle_turns % kTurnsBeforeNap == 0) sched_yield();
+    if (!has_peers && ++idle_turns > kMostIdleTurns) {
         me().what = "another block's sign";
         me().line = 0;
         stuck = true;
@@ -276,14 +362,22 @@ void gather(const void* mine, const void** all) {
     for (int lane = 0; lane < kWarp; lane++) all[lane] = pointers[lane];
 }
 
+static double widened(uint16_t bits, bool is_bfloat16) {
+    return double(is_bfloat16 ? to_float(bf16{bits}) : to_float(fp16{bits}));
+}
+
+// Exactly, and rounded once.
+static float product_sum(float before, const double (&a)[16], const double (&b)[16]) {
+    double sum = double(before);
+    for (int k = 0; k < 16; k++) sum += a[k] * b[k];
+    return float(sum);
+}
+
 static void multiply_all(Warp& warp) {
     double a[16][16], b[8][16];
     for (int lane = 0; lane < kWarp; lane++) {
         const Fragments& f = warp.fragments[lane];
-        const auto widen = [&f](uint32_t pair, int half) {
-            const auto bits = uint16_t(pair >> 16 * half);
-            return double(f.is_bfloat16 ? to_float(bf16{bits}) : to_float(fp16{bits}));
-        };
+        const auto widen = [&f](uint32_t pair, int half) { return widened(uint16_t(pair >> 16 * half), f.is_bfloat16); };
         const int row = lane / 4, column = lane % 4 * 2;
         for (int half = 0; half < 2; half++) {
             for (int i = 0; i < 4; i++) a[row + i % 2 * 8][column + i / 2 * 8 + half] = widen(f.a[i], half);
@@ -293,9 +387,8 @@ static void multiply_all(Warp& warp) {
     for (int lane = 0; lane < kWarp; lane++)
         for (int i = 0; i < 4; i++) {
             const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-            double sum = double(warp.fragments[lane].sums[i]);
-            for (int k = 0; k < 16; k++) sum += a[row][k] * b[column][k];
-            warp.fragments[lane].sums[i] = float(sum);
+            float& sum = warp.fragments[lane].sums[i];
+            sum = product_sum(sum, a[row], b[column]);
         }
 }
 
@@ -309,39 +402,90 @@ void multiply(float* sums, const uint32_t* a, const uint32_t* b, bool is_bfloat1
     if (meet_warp(Together::kMultiply, 0)) multiply_all(*fibre.warp);
 }
 
-void copy_later(const Copy& copy) { me().copies.push_back(copy); }
+void copy_later(const Copy& copy) { me().copies.items.push_back(copy); }
+void commit_copies() { me().copies.commit(); }
+const Copy* copy_due(int groups) { return me().copies.due(size_t(groups)); }
 
-void commit_copies() { me().committed.push_back(me().copies.size()); }
-
-const Copy* copy_due(int groups) {
-    Fibre& mine = me();
-    const size_t count = mine.committed.size(), kept = size_t(groups);
-    const size_t due = count > kept ? mine.committed[count - kept - 1] : 0;
-    if (mine.done < due) return &mine.copies[mine.done++];
-    if (mine.done == mine.copies.size()) {
-        mine.copies.clear();
-        std::fill(mine.committed.begin(), mine.committed.end(), 0);
-        mine.done = 0;
-        if (count > kept) mine.committed.erase(mine.committed.begin(), mine.committed.end() - groups);
+void multiply_later(const Product& product) {
+    auto& products = me().products;
+    const auto begin = products.items.begin() + ptrdiff_t(products.done);
+    const bool goes_on = std::any_of(begin, products.items.end(),
+                                     [&](const Waiting& other) { return other.product.sums == product.sums; });
+    Waiting waiting{product, {}};
+    if (!goes_on) {
+        float *sums = product.sums, *end = sums + product.columns / 2;
+        waiting.saved.assign(sums, end);
+        std::fill(sums, end, std::nanf(""));
     }
-    return nullptr;
+    products.items.push_back(std::move(waiting));
+}
+
+void commit_products() { me().products.commit(); }
+
+const Product* product_due(int groups) {
+    Fibre& mine = me();
+    mine.due = mine.products.due(size_t(groups));
+    return mine.due ? &mine.due->product : nullptr;
+}
+
+static void multiply_group(Warp& warp) {
+    double a[16][16], b[16];
+    const Product& shape = *warp.products[0];
+    for (int lane = 0; lane < kWarp; lane++) {
+        const uint32_t* left = warp.products[lane]->left;
+        for (int i = 0; i < 4; i++)
+            for (int half = 0; half < 2; half++)
+                a[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8 + half] =
+                    widened(uint16_t(left[i] >> 16 * half), shape.is_bfloat16);
+    }
+    for (int column = 0; column < shape.columns; column++) {
+        for (int k = 0; k < 16; k++) b[k] = widened(warp.right[column][k], shape.is_bfloat16);
+        for (int row = 0; row < 16; row++) {
+            const int lane = row % 8 * 4 + column % 8 / 2, place = column / 8 * 4 + row / 8 * 2 + column % 2;
+            float& sum = warp.products[lane]->sums[place];
+            sum = product_sum(shape.adds ? sum : 0.0f, a[row], b);
+        }
+    }
+}
+
+void multiply_due(const uint16_t (*right)[16]) {
+    Fibre& mine = me();
+    std::copy(mine.due->saved.begin(), mine.due->saved.end(), mine.due->product.sums);
+    mine.warp->products[mine.lane] = &mine.due->product;
+    for (int i = 0, column = mine.lane; column < mine.due->product.columns; i++, column += kWarp)
+        std::copy_n(right[i], 16, mine.warp->right[column]);
+    if (meet_warp(Together::kMultiplyGroup, 0)) multiply_group(*mine.warp);
+}
+
+static size_t clusters_of(const Launch& launch) { return count_of(launch.grid) / launch.cluster; }
+
+// Appends the blocks of the index-th cluster.
+static void add_cluster(Launch& launch, size_t index, std::vector<std::unique_ptr<Block>>& to) {
+    const dim3 place = unfold(index, {launch.grid.x, launch.grid.y, launch.grid.z / launch.cluster});
+    const auto cluster = std::make_shared<Cluster>();
+    for (unsigned rank = 0; rank < launch.cluster; rank++) {
+        to.push_back(std::make_unique<Block>());
+        to.back()->launch = &launch;
+        to.back()->index = {place.x, place.y, place.z * launch.cluster + rank};
+        to.back()->cluster = cluster;
+        cluster->blocks.push_back(to.back().get());
+    }
 }
 
 static bool run_in_order(Launch& launch) {
-    for (size_t i = 0; i < count_of(launch.grid); i++) {
-        std::vector<std::unique_ptr<Block>> one;
-        one.push_back(std::make_unique<Block>());
-        one[0]->launch = &launch;
-        one[0]->index = unfold(i, launch.grid);
-        if (!run_blocks(one)) return false;
+    for (size_t i = 0; i < clusters_of(launch); i++) {
+        std::vector<std::unique_ptr<Block>> blocks;
+        add_cluster(launch, i, blocks);
+        if (!run_blocks(blocks)) return false;
     }
     return true;
 }
 
-bool run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body, const void* context, size_t bytes) {
+bool run(const char* name, dim3 grid, unsigned cluster, dim3 block, size_t shared_bytes, Body body, const void* context,
+         size_t bytes) {
     const std::lock_guard<std::mutex> lock(busy);
     const auto* first = static_cast<const unsigned char*>(context);
-    Launch launch{name, grid, block, shared_bytes, body, {first, first + bytes}};
+    Launch launch{name, grid, cluster, block, shared_bytes, body, {first, first + bytes}};
     if (together) {
         waiting.push_back(std::move(launch));
         return true;
@@ -360,11 +504,7 @@ bool end_together() {
     together = false;
     std::vector<std::unique_ptr<Block>> blocks;
     for (Launch& launch : waiting)
-        for (size_t i = 0; i < count_of(launch.grid); i++) {
-            blocks.push_back(std::make_unique<Block>());
-            blocks.back()->launch = &launch;
-            blocks.back()->index = unfold(i, launch.grid);
-        }
+        for (size_t i = 0; i < clusters_of(launch); i++) add_cluster(launch, i, blocks);
     return run_blocks(blocks);
 }
 

@@ -47,11 +47,27 @@ struct Copy {
     const void* from;
 };
 
+// A warp's part of a product that wgmma has been asked for: 16 rows times ``columns`` rows of 64 elements in shared memory,
+// of which it takes the step-th 16. sums and left: this lane's, as mma's.
+struct Product {
+    float* sums;
+    const uint32_t* left;
+    const uint16_t* right;
+    int columns, step;
+    bool adds, is_bfloat16;
+};
+
 const Place& here();
 void* dynamic_shared();
 
 void barrier(const char* file, int line);
 void warp_barrier(const char* file, int line);
+
+// Of all blocks of a cluster.
+void cluster_barrier(const char* file, int line);
+
+// What lies in the rank-th block of the cluster where ``mine`` lies in this block's dynamic memory.
+void* memory_of(int rank, const void* mine);
 
 // A thread's turn ends; for loops that wait for another block.
 void spin();
@@ -74,15 +90,28 @@ void commit_copies();
 // The oldest copy that is not among the ``groups`` last committed ones, or null.
 const Copy* copy_due(int groups);
 
+// From here until the product is due its sums are NaN.
+void multiply_later(const Product& product);
+void commit_products();
+
+// The oldest product that is not among the ``groups`` last committed ones, or null; then every lane gives its part of the
+// right side, columns lane, lane + 32, …, which is read that late.
+const Product* product_due(int groups);
+void multiply_due(const uint16_t (*right)[16]);
+
 using Body = void (*)(const void* context);
 
-// Runs all threads. False where they wait for each other for ever; then ``error`` names who waits where.
-// context: ``bytes`` of it are kept until the launch has run.
-bool run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body, const void* context, size_t bytes);
+// Runs all threads. False where they wait for each other for ever; then ``error`` names who waits where. cluster: blocks
+// side by side along z that form one. context: ``bytes`` of it are kept until the launch has run.
+bool run(const char* name, dim3 grid, unsigned cluster, dim3 block, size_t shared_bytes, Body body, const void* context,
+         size_t bytes);
 
 // Launches from begin_together on run when end_together is called, all of their blocks taking turns.
 void begin_together();
 bool end_together();
+
+// From now on a loop that waits in vain waits on: what it waits for may come from another process.
+void wait_for_other_processes();
 
 const char* error();
 

@@ -1,0 +1,132 @@
+// Quantised weights as linear_tile.h takes them. Codes are small integers, which bfloat16 and half precision hold exactly:
+// they become it in registers without rounding, a group's products are added up in float32, and its scale and offset are
+// applied to the sum, the offset with the group's sum of x (a product with ones).
+#pragma once
+
+#include "linear_tile.h"
+
+// a - b, two elements each
+template <typename T>
+__device__ __forceinline__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
+#if defined(__CUDACC__)
+    std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2> x, y;
+    memcpy(&x, &a, sizeof x);
+    memcpy(&y, &b, sizeof y);
+    const auto difference = __hsub2(x, y);
+    memcpy(&a, &difference, sizeof a);
+    return a;
+#else
+    const auto half = [](uint32_t pair, int which) { return to_float(T{uint16_t(pair >> 16 * which)}); };
+    return pair_of<T>(half(a, 0) - half(b, 0), half(a, 1) - half(b, 1));
+#endif
+}
+
+template <typename T, int Bits, int Group, bool HasOffset>
+struct QuantisedWeight {
+    using Element = T;
+    static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
+    static constexpr int kRun = kFormat.run(), kAhead = Bits == 4 ? 3 : Group == 32 ? 2 : 1, kPanels = 1;
+    static constexpr int kScales = kFormat.groups(), kGroups = HasOffset ? kScales : 0;
+
+    const uint8_t* panels;
+    int64_t tiles;  // of a panel
+
+    // scales, offsets: one for output g low, one for g + 8 high
+    struct Tile {
+        uint32_t codes[kSteps * Bits / 4];
+        uint32_t scales[kScales], offsets[kScales];
+    };
+
+    static __device__ __forceinline__ void load_scales(uint32_t (&to)[kScales], const uint8_t* from) {
+        if constexpr (kScales == 2) {
+            const uint2 words = load_once(reinterpret_cast<const uint2*>(from));
+            to[0] = words.x, to[1] = words.y;
+        } else {
+            const uint4 words = load_once(reinterpret_cast<const uint4*>(from));
+            to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
+        }
+    }
+
+    __device__ __forceinline__ Tile load(int64_t panel, int64_t tile) const {
+        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4;
+        const uint8_t* from = panels + (panel * tiles + tile) * kFormat.tile_bytes();
+        Tile to;
+        UNROLL for (int half = 0; half < Bits / 4; half++) {
+            const uint4 words = load_once(reinterpret_cast<const uint4*>(from + half * 512 + lane * 16));
+            to.codes[4 * half] = words.x, to.codes[4 * half + 1] = words.y;
+            to.codes[4 * half + 2] = words.z, to.codes[4 * half + 3] = words.w;
+        }
+        const uint8_t* scales = from + kFormat.code_bytes();
+        load_scales(to.scales, scales + g * kScales * 4);
+        if constexpr (HasOffset) load_scales(to.offsets, scales + kFormat.scale_bytes() + g * kScales * 4);
+        return to;
+    }
+
+    // The codes less the format's zero: the bits of a power of two, whose last place is 1, take a code as their last ones.
+    __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
+        constexpr bool kIsBfloat16 = std::is_same_v<T, bf16>;
+        constexpr uint32_t kPower = kIsBfloat16 ? 0x43004300 : 0x64006400;  // 128; 1024
+        UNROLL for (int step = 0; step < kSteps; step++)
+            UNROLL for (int i = 0; i < 4; i++) {
+                const uint32_t word = tile.codes[Bits == 4 ? step : 2 * step + i / 2];
+                const uint32_t codes = word >> Bits * (Bits == 4 ? i : i % 2);
+                if constexpr (Bits == 8 && kIsBfloat16)
+                    // 128 holds no more than seven bits: the eighth goes into what is taken off.
+                    a[step][i] = subtract_pairs<T>((codes & 0x007f007f) | kPower, (codes & 0x00800080) ^ 0x43804380);
+                else
+                    a[step][i] = subtract_pairs<T>((codes & (Bits == 4 ? 0x000f000f : 0x00ff00ff)) | kPower,
+                                                   kPower + kFormat.zero() * 0x00010001);
+            }
+    }
+
+    static __device__ __forceinline__ float half_of(uint32_t pair, int which) {
+        const auto bits = uint16_t(pair >> 16 * which);
+        fp16 x;
+        memcpy(&x, &bits, sizeof x);
+        return to_float(x);
+    }
+
+    // A group's sum of products.
+    __device__ __forceinline__ void add_group(const Tile& tile, int group, const float (&product)[4],
+                                              const float (&of_x)[4], float (&sums)[4]) const {
+        UNROLL for (int i = 0; i < 4; i++) {
+            sums[i] = fmaf(half_of(tile.scales[group], i / 2), product[i], sums[i]);
+            if constexpr (HasOffset) sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[i], sums[i]);
+        }
+    }
+
+    __device__ __forceinline__ void add(const Tile& tile, const uint32_t (&a)[kSteps][4], const uint32_t (&x)[kSteps][2],
+                                        const float (&of_x)[kGroups + 1][4], float (&sums)[4]) const {
+        constexpr int kStepsOfGroup = kSteps / kScales;
+        UNROLL for (int group = 0; group < kScales; group++) {
+            float product[4] = {};
+            UNROLL for (int step = group * kStepsOfGroup; step < (group + 1) * kStepsOfGroup; step++)
+                multiply_tile<T>(product, a[step], x[step]);
+            add_group(tile, group, product, of_x[HasOffset ? group : 0], sums);
+        }
+    }
+};
+
+template <typename T, int Bits, int Group, bool HasOffset>
+int start_quantised(const QuantisedLinearArgs& a) {
+    const QuantisedWeight<T, Bits, Group, HasOffset> weight{static_cast<const uint8_t*>(a.panels), tiles_of(a.inputs)};
+    const LinearRows rows{a.out, a.x, a.bias, a.rows, a.inputs, a.outputs, a.row_stride, a.out_stride,
+                          a.out_dtype, a.is_deterministic};
+    return start_linear("linear_quantised", rows, weight, a.stream);
+}
+
+template <typename T, int Bits, int Group>
+int start_quantised(const QuantisedLinearArgs& a) {
+    return a.has_offset ? start_quantised<T, Bits, Group, true>(a) : start_quantised<T, Bits, Group, false>(a);
+}
+
+// Of a format that exists.
+template <typename T>
+int start_quantised(const QuantisedLinearArgs& a) {
+    if (a.bits == 4) return start_quantised<T, 4, 32>(a);
+    return a.group == 32 ? start_quantised<T, 8, 32>(a) : start_quantised<T, 8, 16>(a);
+}
+
+// In a source each, to be compiled side by side.
+int start_quantised_bf16(const QuantisedLinearArgs& a);
+int start_quantised_fp16(const QuantisedLinearArgs& a);
