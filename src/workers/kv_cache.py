@@ -6,6 +6,7 @@ decoder writes and reads through ``cuda_ext.ops``. Who owns which block is the s
 
 import math
 import mmap
+import time
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +23,9 @@ from shoal.workers.parallel import Shard
 
 _MIB = 1 << 20
 _BYTES_AHEAD: Final = 512 * _MIB
-_PIECE_BYTES: Final = 8 * _MIB
-"""Some 15 ms of a virtual machine's time: what comes meanwhile waits for it."""
+_STEP_BYTES: Final = 64 << 10
+_PATIENCE_S: Final = 0.001
+"""What a rank does ahead delays what comes meanwhile."""
 _MADV_POPULATE_WRITE: Final = 23
 
 
@@ -60,8 +62,8 @@ class KVCache:
         return self.keys.nbytes + self.values.nbytes
 
     def prepare(self, block: int) -> bool:
-        """For a rank that has nothing to do: has the system give a few megabytes of the blocks that come after
-        ``block``, the last one in use. Returns whether that goes on."""
+        """For a rank that has nothing to do: has the system give some memory of the blocks that come after ``block``,
+        the last one in use. Returns whether that goes on."""
         return self._ahead.take(block * self.keys[0, 0].nbytes)
 
 
@@ -71,31 +73,38 @@ class MemoryAhead:
 
     def __init__(self, num_layers: int) -> None:
         self._num_layers = num_layers
-        self._mappings: list[tuple[mmap.mmap, int, int]] = []
-        self._taken = 0
-        """Bytes of each layer's part."""
+        self._parts: list[tuple[mmap.mmap, int, int]] = []
+        """A layer's keys or values each: where they lie."""
+        self._taken, self._next_part = 0, 0
+        """Bytes of every part; the parts before the next one have a step more."""
         self._is_possible = True
 
     def add(self, mapping: mmap.mmap, begin: int, size: int) -> None:
         """``size`` bytes from ``begin`` on, one layer after the other."""
-        self._mappings.append((mapping, begin, size // self._num_layers))
+        part = size // self._num_layers
+        self._parts += [(mapping, begin + layer * part, part) for layer in range(self._num_layers)]
 
     def take(self, used: int) -> bool:
-        """One step further, unless enough lies beyond the first ``used`` bytes of each layer's part."""
-        part = max(size for _, _, size in self._mappings)
-        enough = used + _BYTES_AHEAD // (self._num_layers * len(self._mappings))
-        if not self._is_possible or self._taken >= min(part, enough):
-            return False
-        step = max(_PIECE_BYTES // (self._num_layers * len(self._mappings)), mmap.PAGESIZE)
+        """For a millisecond, or until one huge page is there. False where enough lies beyond the first ``used``
+        bytes of each part."""
+        began_s = time.monotonic()
+        while self._is_possible and self._taken < min(
+            self._parts[0][2], used + _BYTES_AHEAD // len(self._parts)
+        ):
+            self._take_of(*self._parts[self._next_part])
+            self._next_part = (self._next_part + 1) % len(self._parts)
+            if self._next_part == 0:
+                self._taken += _STEP_BYTES
+            if time.monotonic() - began_s > _PATIENCE_S:
+                return True
+        return False
+
+    def _take_of(self, mapping: mmap.mmap, begin: int, size: int) -> None:
+        first = (begin + self._taken) // mmap.PAGESIZE * mmap.PAGESIZE
         try:
-            for mapping, begin, size in self._mappings:
-                for layer in range(self._num_layers):
-                    first = (begin + layer * size + self._taken) // mmap.PAGESIZE * mmap.PAGESIZE
-                    mapping.madvise(_MADV_POPULATE_WRITE, first, min(step, size - self._taken) + mmap.PAGESIZE)
+            mapping.madvise(_MADV_POPULATE_WRITE, first, min(_STEP_BYTES, size - self._taken) + mmap.PAGESIZE)
         except OSError:
             self._is_possible = False  # Linux before 5.14, or memory is short
-        self._taken += step
-        return True
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, ahead: MemoryAhead) -> Tensor:

@@ -85,10 +85,12 @@ class RankLoop:
             if message is not None:
                 return message
             self._step(self._runner, None)
+        timeout_s = _IDLE_S
         while self._runner is not None and self._has_idle_work:
-            message = self._link.receive(_IDLE_S)
+            message = self._link.receive(timeout_s)
             if message is not None:
                 return message
+            timeout_s = 0
             self._has_idle_work = self._runner.use_idle_time()
         return self._link.receive()
 
