@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kMostRowsAnItem = 64;        // whose codes stay in the second-level cache
 constexpr int64_t kProductsAnItem = 1 << 16;   // below, handing it out costs more than it saves
+constexpr int64_t kItemsOfBlocks = 4;          // the same where rows are cut too: blocks seldom go round evenly
 constexpr int64_t kRowsTogether = 16;          // which tiles take at once
 constexpr int64_t kItemsAThread = 2;           // so that a thread that is held up has less to do
 
@@ -19,7 +20,7 @@ int64_t cut(int64_t items, int64_t part, int64_t parts) { return items * part / 
 int64_t pieces_of(const QuantisedLinearArgs& a, int64_t panels, int64_t row_blocks) {
     if (thread_count() < 2) return 1;
     const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / row_blocks;
-    const int64_t wanted = (thread_count() * kItemsAThread + row_blocks - 1) / row_blocks;
+    const int64_t wanted = (thread_count() * (row_blocks > 1 ? kItemsOfBlocks : kItemsAThread) + row_blocks - 1) / row_blocks;
     const int64_t pieces = useful < wanted ? useful : wanted;
     return at_least_one(pieces < panels ? pieces : panels);
 }
