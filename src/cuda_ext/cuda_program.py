@@ -22,7 +22,7 @@ class CudaProgram:
     same to the bit in every batch, whichever instructions the chip has for many rows.
     """
 
-    def __init__(self, library: CudaLibrary, device: torch.device, is_deterministic: bool = False) -> None:
+    def __init__(self, library: CudaLibrary, device: torch.device, *, is_deterministic: bool = False) -> None:
         if library.is_emulated != (device.type == "cpu"):
             raise ValueError(f"a library for {library.targets} does not run on {device}")
         self.device = device

@@ -190,6 +190,11 @@ PLANTED = {
 }
 
 
+def is_of(planted: Planted, source: Path) -> bool:
+    """An operator's sources: its own and those that do the same with another type."""
+    return re.fullmatch(rf"{planted.operator}(_fp\d+)?", source.stem) is not None
+
+
 def plant(planted: Planted, to: Path) -> Path:
     """The library of the changed sources, of one operator alone."""
     sources = to / "cuda"
@@ -209,8 +214,8 @@ def plant(planted: Planted, to: Path) -> Path:
     checks = [f"-fsanitize={planted.sanitize}", "-fno-sanitize-recover=all"] if planted.sanitize else []
     scheduler = ["-DSHOAL_THREAD_SANITIZER"] if planted.sanitize == "thread" else checks
     compiling = [
-        (sources / f"{planted.operator}.cu", checks),
         (sources / "library.cu", checks),
+        *((path, checks) for path in sorted(sources.glob(f"{planted.operator}*.cu")) if is_of(planted, path)),
         *((path, scheduler) for path in sorted((sources / "emulation").glob("*.cpp"))),
     ]
     for source, how in compiling:
