@@ -155,7 +155,7 @@ class Shapes:
             "row_stride": inputs,
             "weight_stride": inputs,
         }
-        kinds = {"out_stride": outputs, "dtype": 1, "out_dtype": 1}
+        kinds = {"out_stride": outputs, "dtype": 1, "weight_dtype": 1, "out_dtype": 1}
         call = self.caller("linear", out=self.zeros(rows, outputs), x=x, weight=weight, **sizes, **kinds)
         return Measured(f"linear bfloat16, {rows} rows", weight.nbytes, 2.0 * rows * weight.numel(), call)
 
@@ -193,8 +193,7 @@ class Shapes:
             fault=self.zeros(1, dtype=torch.int32), tokens=count, sequences=sequences, heads=self.heads,
             kv_heads=self.kv_heads, dim=self.dim, blocks=sequences * width, block_size=block, table_width=width,
             table_stride=width, q_token_stride=self.heads * self.dim, q_head_stride=self.dim, most_tokens=tokens,
-            most_context=context, workspace_floats=workspace.numel(), dtype=1, cache_dtype=1, scale=0.1, k_scale=1.0,
-            v_scale=1.0,
+            most_context=context, workspace_floats=workspace.numel(), dtype=1, cache_dtype=1, scale=0.1,
         )  # fmt: skip
         seen = tokens * (2 * context - tokens + 1) / 2
         flops = 4 * sequences * seen * self.heads * self.dim

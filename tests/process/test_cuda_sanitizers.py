@@ -86,6 +86,8 @@ def test_kernels_stay_inside_their_tensors() -> None:
         "--capture=sys",
         "-p",
         "no:cacheprovider",
+        # torch's checks of the dispatcher: the kernels behind them have tests of their own.
+        f"--ignore={TESTS / 'test_cuda_registration.py'}",
         str(TESTS),
     )
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -190,6 +192,11 @@ PLANTED = {
 }
 
 
+def is_of(planted: Planted, source: Path) -> bool:
+    """An operator's sources: its own and those that do the same with another type."""
+    return re.fullmatch(rf"{planted.operator}(_fp\d+)?", source.stem) is not None
+
+
 def plant(planted: Planted, to: Path) -> Path:
     """The library of the changed sources, of one operator alone."""
     sources = to / "cuda"
@@ -209,8 +216,8 @@ def plant(planted: Planted, to: Path) -> Path:
     checks = [f"-fsanitize={planted.sanitize}", "-fno-sanitize-recover=all"] if planted.sanitize else []
     scheduler = ["-DSHOAL_THREAD_SANITIZER"] if planted.sanitize == "thread" else checks
     compiling = [
-        (sources / f"{planted.operator}.cu", checks),
         (sources / "library.cu", checks),
+        *((path, checks) for path in sorted(sources.glob(f"{planted.operator}*.cu")) if is_of(planted, path)),
         *((path, scheduler) for path in sorted((sources / "emulation").glob("*.cpp"))),
     ]
     for source, how in compiling:

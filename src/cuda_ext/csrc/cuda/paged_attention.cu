@@ -163,7 +163,7 @@ struct AttentionBlock {
     }
 
     __device__ __forceinline__ Scores scores() const {
-        const float scale = float(a.scale * a.k_scale), cap = float(a.soft_cap);
+        const float scale = float(a.scale) * scale_of(a.k_scales, span.kv_head), cap = float(a.soft_cap);
         return {cap == 0.0f ? scale * kLog2E : scale / cap, cap * kLog2E, int(a.window)};
     }
 
@@ -234,6 +234,7 @@ __global__ void __launch_bounds__(Warps* kWarpSize, 1) paged_attention_kernel(At
         if (IsSplit) whole.start();
         whole.add(rows);
     });
+    const float v_scale = scale_of(a.v_scales, span.kv_head);
     UNROLL for (int i = 0; i < 4; i++) {
         const int row = warp * kTileRows + g + i / 2 * 8;
         if (row >= span.rows) continue;
@@ -246,7 +247,7 @@ __global__ void __launch_bounds__(Warps* kWarpSize, 1) paged_attention_kernel(At
             if (IsSplit)
                 part[column] = sum;
             else
-                store_out(a, out + column, sum / softmax.total * float(a.v_scale));
+                store_out(a, out + column, sum / softmax.total * v_scale);
         }
         if (IsSplit && t == 0 && i % 2 == 0) {
             part[a.dim] = softmax.peak;
@@ -261,6 +262,7 @@ constexpr int kMergeThreads = 128;
 __global__ void __launch_bounds__(kMergeThreads) merge_sections_kernel(AttentionArgs a) {
     const int head = int(blockIdx.x), sequence = int(blockIdx.y), token = a.query_starts[sequence];
     const int context = a.context_lens[sequence];
+    const float v_scale = scale_of(a.v_scales, head / (a.heads / a.kv_heads));
     if (a.query_starts[sequence + 1] - token != 1 || context < 1 || context > a.most_context ||
         context > a.table_width * a.block_size)
         return;
@@ -273,7 +275,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_sections_kernel(Attention
             const Weights w = put_together(whole, {part[a.dim], part[a.dim + 1]});
             sum = fmaf(part[column], w.take, sum * w.keep);
         }
-        store_out(a, (int64_t(token) * a.heads + head) * a.dim + column, sum / whole.total * float(a.v_scale));
+        store_out(a, (int64_t(token) * a.heads + head) * a.dim + column, sum / whole.total * v_scale);
     }
 }
 
@@ -285,16 +287,21 @@ int start_blocks(const AttentionArgs& a, dim3 grid) {
     return launch("paged_attention", kernel, grid, Warps * kWarpSize, kBytes, a.stream, a, aligned);
 }
 
+template <typename Cache, int Dim, int Warps>
+int start_chunks(const AttentionArgs& a) {
+    constexpr size_t kBytes = Layout<Cache, Dim, Warps, false>::kBytes;
+    if constexpr (kBytes > kLeastSharedBytes)
+        if (kBytes > chip().shared_bytes) return start_chunks<Cache, Dim, Warps / 2>(a);
+    const int64_t chunks = a.sequences < a.tokens / 2 ? a.sequences : a.tokens / 2;
+    const int64_t tiles = a.tokens * (a.heads / a.kv_heads) / (Warps * kTileRows) + chunks;
+    return start_blocks<Cache, Dim, Warps, false>(a, dim3(unsigned(tiles), unsigned(a.kv_heads)));
+}
+
 template <typename Cache, int Dim>
 int start(const AttentionArgs& a) {
     const int64_t group = a.heads / a.kv_heads;
-    if (a.most_tokens > 1) {
-        constexpr int kWarps = Dim > 128 ? 2 : 4;
-        const int64_t chunks = a.sequences < a.tokens / 2 ? a.sequences : a.tokens / 2;
-        const dim3 grid(unsigned(a.tokens * group / (kWarps * kTileRows) + chunks), unsigned(a.kv_heads));
-        const int status = start_blocks<Cache, Dim, kWarps, false>(a, grid);
-        if (status) return status;
-    }
+    if (a.most_tokens > 1)
+        if (const int status = start_chunks<Cache, Dim, (Dim > 128 ? 2 : 4)>(a)) return status;
     const int64_t sections = (a.most_context + kSection - 1) / kSection;
     const int64_t tiles = (group + kTileRows - 1) / kTileRows * a.kv_heads;
     const dim3 grid(unsigned(sections), unsigned(tiles), unsigned(a.sequences));
