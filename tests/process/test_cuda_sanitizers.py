@@ -134,7 +134,7 @@ PLANTED = {
     ),
     "no barrier before other ranks are told": Planted(
         "all_reduce",
-        "all_reduce.cu",
+        "peer_memory.h",
         "    __syncthreads();\n    if (int(threadIdx.x) < ranks)",
         "    if (int(threadIdx.x) < ranks)",
         "thread",
