@@ -145,9 +145,11 @@ class Shapes:
         call = self.caller("gated_activation", out=self.zeros(rows, self.ffn), gate_up=gate_up, **sizes)
         return Measured(f"gated_activation, {rows} rows", 6 * rows * self.ffn, 0, call)
 
-    def linear(self, rows: int) -> Measured:
+    def linear(self, rows: int, *, narrow: bool = False) -> Measured:
         outputs, inputs = 2 * self.ffn, self.hidden
         weight, x = self.random(outputs, inputs), self.random(rows, inputs)
+        if narrow:
+            weight = weight.to(torch.float8_e4m3fn)
         sizes = {
             "rows": rows,
             "inputs": inputs,
@@ -155,9 +157,10 @@ class Shapes:
             "row_stride": inputs,
             "weight_stride": inputs,
         }
-        kinds = {"out_stride": outputs, "dtype": 1, "weight_dtype": 1, "out_dtype": 1}
+        kinds = {"out_stride": outputs, "dtype": 1, "weight_dtype": 4 if narrow else 1, "out_dtype": 1}
         call = self.caller("linear", out=self.zeros(rows, outputs), x=x, weight=weight, **sizes, **kinds)
-        return Measured(f"linear bfloat16, {rows} rows", weight.nbytes, 2.0 * rows * weight.numel(), call)
+        what = f"linear {'fp8' if narrow else 'bfloat16'}, {rows} rows"
+        return Measured(what, weight.nbytes, 2.0 * rows * weight.numel(), call)
 
     def linear_quantised(self, rows: int, bits: int) -> Measured:
         outputs, inputs = 2 * self.ffn, self.hidden
@@ -220,6 +223,7 @@ class Shapes:
             self.linear(1),
             self.linear(self.rows),
             self.linear(self.chunk),
+            *(self.linear(rows, narrow=True) for rows in (1, self.rows, self.chunk)),
             *(self.linear_quantised(rows, bits) for bits in (4, 8) for rows in (1, self.rows, self.chunk)),
             self.paged_attention(self.rows, 1, self.context, decodes),
             self.paged_attention(1, self.chunk, self.chunk, chunk),

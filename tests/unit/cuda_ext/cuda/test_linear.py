@@ -201,9 +201,10 @@ def test_linear_quantised(
         assert (error <= 1e-6 * size + 1e-6 + rounding * truth.abs()).all()
 
 
-@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("form", FORMATS, ids=str)
-@pytest.mark.parametrize("inputs", [700, 328, 1224])
+@pytest.mark.parametrize(
+    ("dtype", "inputs"), [(torch.bfloat16, 700), (torch.float16, 328), (torch.bfloat16, 1224)]
+)
 def test_a_row_does_not_depend_on_its_batch(
     cuda: CudaLibrary, fresh: torch.Generator, dtype: torch.dtype, form: WeightFormat, inputs: int
 ) -> None:

@@ -148,17 +148,18 @@ def test_head_sizes(cuda: CudaLibrary, fresh: torch.Generator, dim: int) -> None
 
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float16, FP8])
 @pytest.mark.parametrize("dim", [64, 128, 256])
-def test_chips_with_little_shared_memory(
+def test_blocks_of_other_sizes(
     emulation: CudaLibrary,
     fresh: torch.Generator,
     monkeypatch: pytest.MonkeyPatch,
     dim: int,
     cache_dtype: torch.dtype,
 ) -> None:
-    """99 KiB a block: rows are shared out among smaller blocks, to the same bits."""
-    case = make_case(fresh, [(1, 77), (45, 90)], dim=dim, cache_dtype=cache_dtype)
+    """For chips with 99 KiB a block, and for those that large blocks fill: to the same bits."""
+    case = make_case(fresh, [(1, 77), (45, 400)], dim=dim, cache_dtype=cache_dtype)
+    assert_true(emulation, case)
     expected = case.run(emulation)
-    for chip in ("86", "89"):
+    for chip in ("80:1", "86:1", "89", "90:1"):
         monkeypatch.setenv("SHOAL_EMULATED_CHIP", chip)
         assert torch.equal(case.run(emulation), expected)
 
