@@ -145,9 +145,11 @@ class Shapes:
         call = self.caller("gated_activation", out=self.zeros(rows, self.ffn), gate_up=gate_up, **sizes)
         return Measured(f"gated_activation, {rows} rows", 6 * rows * self.ffn, 0, call)
 
-    def linear(self, rows: int) -> Measured:
+    def linear(self, rows: int, *, narrow: bool = False) -> Measured:
         outputs, inputs = 2 * self.ffn, self.hidden
         weight, x = self.random(outputs, inputs), self.random(rows, inputs)
+        if narrow:
+            weight = weight.to(torch.float8_e4m3fn)
         sizes = {
             "rows": rows,
             "inputs": inputs,
@@ -155,9 +157,10 @@ class Shapes:
             "row_stride": inputs,
             "weight_stride": inputs,
         }
-        kinds = {"out_stride": outputs, "dtype": 1, "out_dtype": 1}
+        kinds = {"out_stride": outputs, "dtype": 1, "weight_dtype": 4 if narrow else 1, "out_dtype": 1}
         call = self.caller("linear", out=self.zeros(rows, outputs), x=x, weight=weight, **sizes, **kinds)
-        return Measured(f"linear bfloat16, {rows} rows", weight.nbytes, 2.0 * rows * weight.numel(), call)
+        what = f"linear {'fp8' if narrow else 'bfloat16'}, {rows} rows"
+        return Measured(what, weight.nbytes, 2.0 * rows * weight.numel(), call)
 
     def linear_quantised(self, rows: int, bits: int) -> Measured:
         outputs, inputs = 2 * self.ffn, self.hidden
@@ -193,8 +196,7 @@ class Shapes:
             fault=self.zeros(1, dtype=torch.int32), tokens=count, sequences=sequences, heads=self.heads,
             kv_heads=self.kv_heads, dim=self.dim, blocks=sequences * width, block_size=block, table_width=width,
             table_stride=width, q_token_stride=self.heads * self.dim, q_head_stride=self.dim, most_tokens=tokens,
-            most_context=context, workspace_floats=workspace.numel(), dtype=1, cache_dtype=1, scale=0.1, k_scale=1.0,
-            v_scale=1.0,
+            most_context=context, workspace_floats=workspace.numel(), dtype=1, cache_dtype=1, scale=0.1,
         )  # fmt: skip
         seen = tokens * (2 * context - tokens + 1) / 2
         flops = 4 * sequences * seen * self.heads * self.dim
@@ -221,6 +223,7 @@ class Shapes:
             self.linear(1),
             self.linear(self.rows),
             self.linear(self.chunk),
+            *(self.linear(rows, narrow=True) for rows in (1, self.rows, self.chunk)),
             *(self.linear_quantised(rows, bits) for bits in (4, 8) for rows in (1, self.rows, self.chunk)),
             self.paged_attention(self.rows, 1, self.context, decodes),
             self.paged_attention(1, self.chunk, self.chunk, chunk),

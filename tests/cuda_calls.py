@@ -47,7 +47,7 @@ def rope_write_kv(random: torch.Generator) -> list[Call]:
             "fault": _zeros(1, dtype=torch.int32), "tokens": 5, "heads": 4, "kv_heads": 2, "dim": 32,
             "rotary_dim": 32, "max_positions": 9, "blocks": 3, "block_size": 4, "q_token_stride": 128,
             "q_head_stride": 32, "k_token_stride": 64, "k_head_stride": 32, "v_token_stride": 64,
-            "v_head_stride": 32, "dtype": 1, "cache_dtype": 1, "k_scale": 1.0, "v_scale": 1.0,
+            "v_head_stride": 32, "dtype": 1, "cache_dtype": 1,
         }),
     ]  # fmt: skip
 
@@ -65,12 +65,21 @@ def embed(random: torch.Generator) -> list[Call]:
 
 
 def linear(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
-    """Few rows, and many."""
+    """Few rows, and many; of a plain weight and of an fp8 one."""
     x, weight = torch.randn(70, 704, generator=random).to(BF16), torch.randn(35, 704, generator=random).to(BF16)
     sizes = {"inputs": 704, "outputs": 35, "row_stride": 704, "weight_stride": 704, "out_stride": 35}
     kinds = {"dtype": 1, "out_dtype": 1, "is_deterministic": is_deterministic}
-    fields = {"x": x, "weight": weight, **sizes, **kinds}
-    return [("linear", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 70)]
+    plain = {"weight": weight, "weight_dtype": 1}
+    narrow = {
+        "weight": weight.to(torch.float8_e4m3fn),
+        "weight_dtype": 4,
+        "scales": torch.rand(35, generator=random),
+    }
+    return [
+        ("linear", {"out": _zeros(rows, 35), "rows": rows, "x": x, **sizes, **kinds, **one})
+        for rows in (11, 70)
+        for one in (plain, narrow)
+    ]
 
 
 def linear_quantised(random: torch.Generator) -> list[Call]:
@@ -104,7 +113,6 @@ def paged_attention(random: torch.Generator, cache_dtype: torch.dtype = BF16) ->
             "kv_heads": 2, "dim": 64, "blocks": 23, "block_size": 16, "table_width": 19, "table_stride": 19,
             "q_token_stride": 256, "q_head_stride": 64, "most_tokens": 20, "most_context": 304,
             "workspace_floats": workspace.numel(), "dtype": 1, "cache_dtype": DTYPES[cache_dtype], "scale": 0.125,
-            "k_scale": 1.0, "v_scale": 1.0,
         }),
     ]  # fmt: skip
 

@@ -24,16 +24,16 @@ OPERATORS = {
     "rms_norm": "*out *x *weight outer inner dim outer_stride inner_stride x_dtype dtype .eps *stream",
     "add_rms_norm": "*out *residual *x *weight rows dim residual_stride x_stride dtype .eps *stream",
     "rope_write_kv": (
-        "*q *k *v *cos_sin *positions *k_cache *v_cache *cache_slots *fault "
+        "*q *k *v *cos_sin *positions *k_cache *v_cache *cache_slots *fault *k_scales *v_scales "
         "tokens heads kv_heads dim rotary_dim max_positions blocks block_size "
         "q_token_stride q_head_stride k_token_stride k_head_stride v_token_stride v_head_stride "
-        "dtype cache_dtype .k_scale .v_scale *stream"
+        "dtype cache_dtype *stream"
     ),
     "gated_activation": "*out *gate_up rows dim row_stride kind dtype *stream",
     "embed": "*out *ids *table tokens rows dim first_id dtype bits group has_offset .scale *stream",
     "linear": (
-        "*out *x *weight *bias rows inputs outputs row_stride weight_stride out_stride dtype out_dtype "
-        "is_deterministic *stream"
+        "*out *x *weight *scales *bias rows inputs outputs row_stride weight_stride out_stride "
+        "dtype weight_dtype out_dtype is_deterministic *stream"
     ),
     "linear_quantised": (
         "*out *x *panels *bias rows inputs outputs row_stride out_stride bits group has_offset dtype out_dtype "
@@ -42,10 +42,10 @@ OPERATORS = {
     "pack_quantised": "*panels *codes *scales *offsets rows groups bits group *stream",
     "dequantise": "*out *panels rows columns bits group has_offset dtype *stream",
     "paged_attention": (
-        "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens *workspace *fault "
+        "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens *workspace *fault *k_scales *v_scales "
         "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
         "q_token_stride q_head_stride window most_tokens most_context workspace_floats "
-        "dtype cache_dtype .scale .soft_cap .k_scale .v_scale *stream"
+        "dtype cache_dtype .scale .soft_cap *stream"
     ),
     "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride *stream",
     "feed_tokens": "*token_ids *drawn *sources tokens rows *stream",
@@ -71,12 +71,12 @@ PICKS = {
     "gated_activation": "eight elements a thread",
     "embed": "a block a token, from plain or quantised tables",
     "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64; "
-    "on sm_90a then wgmma, 128 × 64 or 128",
+    "on sm_90a then wgmma, 128 × 64 or 128; fp8 weights to 16-bit floats in registers",
     "linear_quantised": "as linear, 128 × 64; codes to 16-bit floats in registers, scales on a group's sum",
     "pack_quantised": "a block a tile of 16 × 64",
     "dequantise": "a block a tile of 16 × 64",
     "paged_attention": (
-        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 64 rows a block (32 for 256, or 16); "
+        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 128 or 64 rows a block (32 or 16 for 256); "
         "single tokens: a warp each 256 positions"
     ),
     "draw": "a block a row; radix selection, nothing is sorted",

@@ -37,6 +37,7 @@ def embed(
     weight) give rows of zeros."""
     require(is_vector(ids, torch.int64, len(out)), "embed: ids is not int64 [tokens]")
     require(out.dtype == torch.float32 and out.is_contiguous(), "embed: out is not contiguous float32")
+    require(weight.storage.dtype != torch.float8_e4m3fn, "embed: there is no kernel for an fp8 table")
     require(out.shape[1] == weight.columns, "embed: out does not fit the weight")
     kind = _form(weight) or {"dtype": DTYPES[weight.storage.dtype]}
     sizes: dict[str, Field] = {"tokens": rows, "rows": weight.rows, "dim": weight.columns, "first_id": first_id}
@@ -79,6 +80,19 @@ def _require_caches(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     require(q.dtype in _HALVES, "q is not of 16 bits")
 
 
+Scales = tuple[Tensor, Tensor]
+"""Of an fp8 cache's keys and values: float32 [KV heads] each, what its elements are multiplied with."""
+
+
+def _scales(scales: Scales | None, k_cache: Tensor) -> dict[str, Field]:
+    if scales is None:
+        return {}
+    require(k_cache.dtype == torch.float8_e4m3fn, "only an fp8 cache has scales")
+    for part in scales:
+        require(is_vector(part, torch.float32, k_cache.shape[1]), "scales are not float32 [KV heads]")
+    return {"k_scales": scales[0], "v_scales": scales[1]}
+
+
 def rope_write_kv(
     program: CudaProgram,
     q: Tensor,
@@ -91,8 +105,10 @@ def rope_write_kv(
     cache_slots: Tensor,
     fault: Tensor,
     rows: Count,
+    scales: Scales | None = None,
 ) -> None:
-    """Rotates q in place and writes the rotated k, and v, to the cache; tensors as in ``ops.rope_write_kv``."""
+    """Rotates q in place and writes the rotated k, and v, to the cache; tensors as in ``ops.rope_write_kv``. What is
+    beyond an fp8 cache's range, 448 times its scale, becomes the greatest that it holds."""
     (most, heads, dim), (blocks, kv_heads, block_size, _) = q.shape, k_cache.shape
     _require_caches(q, k_cache, v_cache)
     require(k.shape == (most, kv_heads, dim) == v.shape, "rope_write_kv: k or v does not fit q and the cache")
@@ -107,7 +123,7 @@ def rope_write_kv(
         rotary_dim=cos_sin.shape[1], max_positions=cos_sin.shape[0], blocks=blocks, block_size=block_size,
         q_token_stride=q.stride(0), q_head_stride=q.stride(1), k_token_stride=k.stride(0), k_head_stride=k.stride(1),
         v_token_stride=v.stride(0), v_head_stride=v.stride(1), dtype=DTYPES[q.dtype],
-        cache_dtype=DTYPES[k_cache.dtype], k_scale=1.0, v_scale=1.0,
+        cache_dtype=DTYPES[k_cache.dtype], **_scales(scales, k_cache),
     )  # fmt: skip
 
 
@@ -134,6 +150,7 @@ def paged_attention(
     sequences: Count,
     most_tokens: Count,
     most_context: Count,
+    scales: Scales | None = None,
 ) -> None:
     """Causal attention; tensors as in ``ops.paged_attention``. workspace: float32, as ``workspace_floats`` says for the
     greatest counts. No sequence of a run has more new tokens or a longer context than the two last counts."""
@@ -154,7 +171,7 @@ def paged_attention(
         table_width=table_width, table_stride=block_tables.stride(0), q_token_stride=q.stride(0),
         q_head_stride=q.stride(1), window=window, most_tokens=most_tokens, most_context=most_context,
         workspace_floats=workspace.numel(), dtype=DTYPES[q.dtype], cache_dtype=DTYPES[k_cache.dtype], scale=scale,
-        soft_cap=soft_cap, k_scale=1.0, v_scale=1.0,
+        soft_cap=soft_cap, **_scales(scales, k_cache),
     )  # fmt: skip
 
 
@@ -183,8 +200,10 @@ def linear(
     sizes |= {"row_stride": x.stride(0), "out_stride": out.stride(0), "out_dtype": DTYPES[out.dtype]}
     sizes |= {"dtype": DTYPES[x.dtype], "is_deterministic": program.is_deterministic}
     if weight.format is None:
-        require(weight.storage.dtype == x.dtype, "linear: x and the weight differ in type")
-        sizes["weight_stride"] = weight.storage.stride(0)
-        program.add("linear", out=out, x=x, weight=weight.storage, bias=bias, **sizes)
+        require(
+            weight.storage.dtype in (x.dtype, torch.float8_e4m3fn), "linear: x and the weight differ in type"
+        )
+        sizes |= {"weight_stride": weight.storage.stride(0), "weight_dtype": DTYPES[weight.storage.dtype]}
+        program.add("linear", out=out, x=x, weight=weight.storage, scales=weight.scales, bias=bias, **sizes)
         return
     program.add("linear_quantised", out=out, x=x, panels=weight.storage, bias=bias, **sizes, **_form(weight))

@@ -82,7 +82,8 @@ def adjust_logits(
 
 
 def mask_logits(program: CudaProgram, logits: Tensor, mask_of: Tensor, masks: Tensor, rows: Count) -> None:
-    """logits: float32 [rows, vocabulary], become -inf where the row's mask has a bit. mask_of: int32 [rows], a row of
+    """logits: float32 [rows, vocabulary], become -inf where the row's mask has a bit; NaN and +inf
+    stay. mask_of: int32 [rows], a row of
     masks or -1; masks: uint8 [masks, vocabulary / 8], the lowest bit of a byte first."""
     _require_logits(logits)
     require(is_vector(mask_of, torch.int32, len(logits)), "mask_logits: mask_of is not int32 [rows]")

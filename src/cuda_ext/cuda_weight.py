@@ -14,13 +14,15 @@ TILE_INPUTS = 64
 
 @dataclass(frozen=True, slots=True)
 class CudaWeight:
-    """A matrix [rows, columns]; rows are outputs, or token ids. ``storage`` is the plain matrix, of bfloat16 or
-    float16, or where there is a format the tiles of csrc/cuda/quantised.h."""
+    """A matrix [rows, columns]; rows are outputs, or token ids. ``storage`` is the plain matrix, of bfloat16, float16
+    or fp8 (e4m3), whose rows then have ``scales``, float32; or where there is a format the tiles of
+    csrc/cuda/quantised.h."""
 
     storage: Tensor
     rows: int
     columns: int
     format: WeightFormat | None = None
+    scales: Tensor | None = None
 
 
 def tile_bytes(form: WeightFormat) -> int:
@@ -43,6 +45,17 @@ def write_matrix(device: CudaDevice, weight: CudaWeight, first_row: int, matrix:
     """matrix: some rows of a plain weight's, on the host."""
     rows = weight.storage[first_row : first_row + len(matrix)]
     device.send_whole(rows, matrix.to(rows.dtype))
+
+
+def fp8_weight(matrix: Tensor) -> CudaWeight:
+    """matrix: [rows, columns], on the device. Rounded to e4m3, with a scale for each row that makes its largest element
+    the format's."""
+    rows, columns = matrix.shape
+    wide = matrix.float()
+    scales = wide.abs().amax(dim=1) / torch.finfo(torch.float8_e4m3fn).max
+    # A row of zeros has any scale.
+    codes = (wide / torch.where(scales > 0, scales, 1.0)[:, None]).to(torch.float8_e4m3fn)
+    return CudaWeight(codes.contiguous(), rows, columns, scales=scales)
 
 
 def write_groups(device: CudaDevice, weight: CudaWeight, first_row: int, groups: QuantisedGroups) -> None:

@@ -53,6 +53,29 @@ struct SharedRows {
     __device__ __forceinline__ const T* at(int row, int column) const { return first + row * kStride + column; }
 };
 
+// A warp's queries as the left side of products: in registers, or where heads are too wide for that read each time.
+template <typename T, int Dim>
+struct WarpQueries {
+    static constexpr bool kAreKept = Dim <= 128;
+    SharedRows<T, Dim> rows;
+    uint32_t kept[kAreKept ? Dim / 16 : 1][4];
+
+    __device__ __forceinline__ void keep() {
+        if constexpr (kAreKept)
+            UNROLL for (int d = 0; d < Dim; d += 16) read(kept[d / 16], d);
+    }
+    __device__ __forceinline__ void take(uint32_t (&a)[4], int d) const {
+        if constexpr (kAreKept)
+            UNROLL for (int i = 0; i < 4; i++) a[i] = kept[d / 16][i];
+        else
+            read(a, d);
+    }
+    __device__ __forceinline__ void read(uint32_t (&a)[4], int d) const {
+        const int lane = int(threadIdx.x) % kWarpSize;
+        load_matrices(a, rows.at(lane % 16, d + lane / 16 * 8));
+    }
+};
+
 // Lane 4 · g + t has rows g and g + 8, of each 8 columns 2t and 2t + 1.
 template <typename T, int Dim>
 struct WarpRows {
@@ -66,20 +89,21 @@ struct WarpRows {
     }
 
     // first: the tile's first position; positions: of the two rows, -1 where there is none
-    __device__ __forceinline__ void add_tile(SharedRows<T, Dim> q, SharedRows<T, Dim> keys, SharedRows<T, Dim> values,
-                                             int first, const int (&positions)[2], const Scores& scores) {
+    __device__ __forceinline__ void add_tile(const WarpQueries<T, Dim>& q, SharedRows<T, Dim> keys,
+                                             SharedRows<T, Dim> values, int first, const int (&positions)[2],
+                                             const Scores& scores) {
         float weights[kTileKeys / 8][4] = {};
         multiply_keys(q, keys, weights);
         weigh(weights, first, positions, scores);
         add_values(weights, values);
     }
 
-    __device__ __forceinline__ static void multiply_keys(SharedRows<T, Dim> q, SharedRows<T, Dim> keys,
+    __device__ __forceinline__ static void multiply_keys(const WarpQueries<T, Dim>& q, SharedRows<T, Dim> keys,
                                                          float (&products)[kTileKeys / 8][4]) {
         const int lane = int(threadIdx.x) % kWarpSize;
         UNROLL for (int d = 0; d < Dim; d += 16) {
             uint32_t a[4];
-            load_matrices(a, q.at(lane % 16, d + lane / 16 * 8));
+            q.take(a, d);
             UNROLL for (int n = 0; n < kTileKeys / 8; n += 2) {
                 uint32_t b[4];
                 load_matrices(b, keys.at(n * 8 + lane % 8 + lane / 16 * 8, d + lane / 8 % 2 * 8));

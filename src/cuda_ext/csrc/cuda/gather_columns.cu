@@ -7,7 +7,7 @@ namespace {
 constexpr int kThreads = 128;
 
 struct Ends {
-    int64_t of[kMostRanks + 1];  // of rank r: of[r] to of[r + 1]
+    int of[kMostRanks + 1];  // of rank r: of[r] to of[r + 1]
 };
 
 __global__ void __launch_bounds__(kThreads) gather_columns_kernel(GatherColumnsArgs a, Regions regions, Ends ends) {
@@ -15,20 +15,21 @@ __global__ void __launch_bounds__(kThreads) gather_columns_kernel(GatherColumnsA
     Signs& mine = regions.signs(rank);
     const uint32_t call = mine.calls[block] + 1;
     const int64_t slot = slot_of(call, a.slot_bytes);
-    const auto row_of = [&](int of, int64_t row) {
-        const int64_t width = ends.of[of + 1] - ends.of[of];
-        return reinterpret_cast<uint32_t*>(regions.of[of] + slot) + row * width;
+    const auto row_of = [&](int of, int row) {
+        return reinterpret_cast<uint32_t*>(regions.of[of] + slot) + int64_t(row) * (ends.of[of + 1] - ends.of[of]);
     };
-    const int64_t own = ends.of[rank + 1] - ends.of[rank];
-    for (int64_t row = block; row < a.rows; row += kMostBlocks)
-        for (int64_t i = threadIdx.x; i < own; i += kThreads)
-            row_of(rank, row)[i] = static_cast<const uint32_t*>(a.x)[row * a.x_stride + i];
+    for (int row = block; row < a.rows; row += kMostBlocks) {
+        const uint32_t* from = static_cast<const uint32_t*>(a.x) + row * a.x_stride;
+        uint32_t* to = row_of(rank, row);
+        KEEP_LOOP for (int i = int(threadIdx.x); i < ends.of[rank + 1] - ends.of[rank]; i += kThreads) to[i] = from[i];
+    }
     meet(regions, rank, ranks, call, a.stop, a.fault);
-    if (a.out)
-        for (int64_t row = block; row < a.rows; row += kMostBlocks)
-            for (int from = 0; from < ranks; from++)
-                for (int64_t i = threadIdx.x; i < ends.of[from + 1] - ends.of[from]; i += kThreads)
-                    static_cast<uint32_t*>(a.out)[row * a.out_stride + ends.of[from] + i] = row_of(from, row)[i];
+    for (int row = block; a.out && row < a.rows; row += kMostBlocks)
+        for (int peer = 0; peer < ranks; peer++) {
+            const uint32_t* from = row_of(peer, row);
+            uint32_t* to = static_cast<uint32_t*>(a.out) + row * a.out_stride + ends.of[peer];
+            KEEP_LOOP for (int i = int(threadIdx.x); i < ends.of[peer + 1] - ends.of[peer]; i += kThreads) to[i] = from[i];
+        }
     if (threadIdx.x == 0) mine.calls[block] = call;
 }
 
@@ -39,7 +40,7 @@ extern "C" EXPORT int shoal_gather_columns(const GatherColumnsArgs* a) {
     Ends ends = {};
     for (int64_t rank = 0; rank < a->ranks; rank++) {
         if (a->rows * a->widths[rank] * 4 > a->slot_bytes) return kNotSupported;
-        ends.of[rank + 1] = ends.of[rank] + a->widths[rank];
+        ends.of[rank + 1] = ends.of[rank] + int(a->widths[rank]);
     }
     const dim3 grid(unsigned(a->rows < kMostBlocks ? a->rows : kMostBlocks));
     return launch("gather_columns", gather_columns_kernel, grid, kThreads, 0, a->stream, *a,

@@ -22,8 +22,11 @@ static Chip ask_driver(int device) {
     return {10 * major + minor, processors, size_t(shared_bytes)};
 }
 #else
-constexpr Chip kEmulated[] = {
-    {80, 108, 163 << 10}, {86, 84, kLeastSharedBytes}, {89, 142, kLeastSharedBytes}, {90, 132, 227 << 10}, {100, 148, 227 << 10}};
+constexpr Chip kEmulated[] = {{80, 108, 163 << 10},
+                              {86, 84, kLeastSharedBytes},
+                              {89, 142, kLeastSharedBytes},
+                              {90, 132, 227 << 10},
+                              {100, 148, 227 << 10}};
 #endif
 
 const Chip& chip() {

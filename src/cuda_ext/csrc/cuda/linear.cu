@@ -1,13 +1,12 @@
 // The product with a plain matrix of bfloat16 or half precision.
-#include "linear_tile.h"
+#include "linear_fp8.h"
 
 namespace {
 
 template <typename T>
 struct PlainWeight {
     using Element = T;
-    static constexpr int kRun = 8, kAhead = 2, kPanels = 2, kGroups = 0;
-    [[maybe_unused]] static constexpr int kScales = 0;
+    static constexpr int kRun = 8, kAhead = 2, kPanels = 2, kScales = 0, kGroups = 0;
 
     const T* weight;  // [outputs, inputs]
     int64_t outputs, inputs, stride;
@@ -54,14 +53,14 @@ template <typename T>
 int start(const LinearArgs& a) {
     const PlainWeight<T> weight{static_cast<const T*>(a.weight), a.outputs, a.inputs, a.weight_stride,
                                 is_aligned<T>(a.weight, a.weight_stride)};
-    const LinearRows rows{a.out, a.x, a.bias, a.rows, a.inputs, a.outputs, a.row_stride, a.out_stride,
-                          a.out_dtype, a.is_deterministic};
-    return start_linear("linear", rows, weight, a.stream);
+    return start_linear("linear", rows_of(a), weight, a.stream);
 }
 
 }  // namespace
 
 extern "C" EXPORT int shoal_linear(const LinearArgs* a) {
     if (a->out_dtype != kFloat32 && a->out_dtype != a->dtype) return kNotSupported;
+    if (a->weight_dtype == kFloat8) return start_linear_fp8(*a);
+    if (a->weight_dtype != a->dtype) return kNotSupported;
     return a->dtype == kBFloat16 ? start<bf16>(*a) : start<fp16>(*a);
 }

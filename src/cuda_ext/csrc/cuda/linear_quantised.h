@@ -110,8 +110,8 @@ struct QuantisedWeight {
 template <typename T, int Bits, int Group, bool HasOffset>
 int start_quantised(const QuantisedLinearArgs& a) {
     const QuantisedWeight<T, Bits, Group, HasOffset> weight{static_cast<const uint8_t*>(a.panels), tiles_of(a.inputs)};
-    const LinearRows rows{a.out, a.x, a.bias, a.rows, a.inputs, a.outputs, a.row_stride, a.out_stride,
-                          a.out_dtype, a.is_deterministic};
+    const LinearRows rows{a.out,     a.x,          nullptr,      a.bias,      a.rows,            a.inputs,
+                          a.outputs, a.row_stride, a.out_stride, a.out_dtype, a.is_deterministic};
     return start_linear("linear_quantised", rows, weight, a.stream);
 }
 

@@ -24,6 +24,7 @@
 struct LinearRows {
     void* out;
     const void* x;
+    const float* scales;
     const float* bias;
     int64_t rows, inputs, outputs, row_stride, out_stride, out_dtype, is_deterministic;
 };
@@ -99,6 +100,7 @@ __device__ __forceinline__ void sum_groups(const uint32_t (&x)[kSteps][2], float
 template <typename T>
 __device__ __forceinline__ void store_sum(const LinearRows& a, int64_t row, int64_t output, float sum) {
     if (output >= a.outputs || row >= a.rows) return;
+    if (a.scales) sum *= a.scales[output];
     if (a.bias) sum += a.bias[output];
     const int64_t place = row * a.out_stride + output;
     if (a.out_dtype == kFloat32)

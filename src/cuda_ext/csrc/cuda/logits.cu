@@ -37,7 +37,9 @@ __global__ void __launch_bounds__(kThreads) mask_logits_kernel(MaskLogitsArgs a)
     const int mask = a.mask_of[blockIdx.y];
     const int64_t id = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (mask < 0 || id >= a.vocabulary) return;
-    if (a.masks[mask * a.mask_bytes + id / 8] >> id % 8 & 1) a.logits[blockIdx.y * a.row_stride + id] = -INFINITY;
+    float& logit = a.logits[blockIdx.y * a.row_stride + id];
+    const bool is_strange = logit != logit || logit == INFINITY;  // which the draw is to find
+    if (!is_strange && a.masks[mask * a.mask_bytes + id / 8] >> id % 8 & 1) logit = -INFINITY;
 }
 
 dim3 grid_of(int64_t vocabulary, int64_t rows) {

@@ -2,8 +2,8 @@
 //
 // A block is some rows (tokens × the query heads of one KV head) of one sequence. Chunks: a block walks all sections of
 // its rows' context. Single tokens: a section is a block of its own (flash decoding), which leaves its sums in the
-// workspace, and a second kernel puts them together. Tiles of keys and values come by cp.async, one ahead of the tile
-// that is multiplied; those of an fp8 cache are widened to bfloat16 in shared memory.
+// workspace, and a second kernel puts them together. Tiles of keys and values come by cp.async, one or two ahead of the
+// tile that is multiplied; those of an fp8 cache are widened to bfloat16 in shared memory.
 #include "attention_tile.h"
 
 namespace {
@@ -11,16 +11,19 @@ namespace {
 template <typename Cache>
 using ElementOf = std::conditional_t<std::is_same_v<Cache, fp8>, bf16, Cache>;
 
-// Of a block's shared memory: tiles as the cache has them, twice; if that is fp8, a tile widened; queries; whole sums.
+// Of a block's shared memory: tiles as the cache has them, by stages; if that is fp8, a tile widened; queries; whole sums,
+// which take the place of queries that registers keep.
 template <typename Cache, int Dim, int Warps, bool IsSplit>
 struct Layout {
     using T = ElementOf<Cache>;
     static constexpr bool kWidens = std::is_same_v<Cache, fp8>;
     static constexpr int kRawRow = Dim * int(sizeof(Cache)) + kPadBytes, kRow = Dim * 2 + kPadBytes;
-    static constexpr int kRawTile = kTileKeys * kRawRow, kStage = 2 * kRawTile;
-    static constexpr int kWide = 2 * kStage, kQueries = kWide + (kWidens ? 2 * kTileKeys * kRow : 0);
-    static constexpr int kWhole = kQueries + Warps * kTileRows * kRow;
-    static constexpr int kBytes = kWhole + (IsSplit ? 0 : Warps * kTileRows * Dim * int(sizeof(float)));
+    static constexpr int kRawTile = kTileKeys * kRawRow, kStage = 2 * kRawTile, kStages = Dim > 128 ? 2 : 3;
+    static constexpr int kWide = kStages * kStage, kQueries = kWide + (kWidens ? 2 * kTileKeys * kRow : 0);
+    static constexpr int kQueriesEnd = kQueries + Warps * kTileRows * kRow;
+    static constexpr int kWhole = WarpQueries<T, Dim>::kAreKept ? kQueries : kQueriesEnd;
+    static constexpr int kWholeEnd = kWhole + (IsSplit ? 0 : Warps * kTileRows * Dim * int(sizeof(float)));
+    static constexpr int kBytes = kQueriesEnd > kWholeEnd ? kQueriesEnd : kWholeEnd;
 };
 
 // The rows of a block: ``rows`` of them from the first of its sequence's.
@@ -102,10 +105,6 @@ struct AttentionBlock {
     }
     __device__ __forceinline__ int seen_to() const { return position_of(span.rows - 1) + 1; }
 
-    __device__ __forceinline__ SharedRows<T, Dim> queries(int warp) const {
-        return {reinterpret_cast<T*>(shared + Places::kQueries + warp * kTileRows * Places::kRow)};
-    }
-
     template <typename Q>
     __device__ __forceinline__ void load_queries(bool aligned) const {
         KEEP_LOOP for (int i = int(threadIdx.x); i < Warps * kTileRows * Dim / 8; i += kThreads) {
@@ -118,8 +117,22 @@ struct AttentionBlock {
         }
     }
 
-    // Asks for the keys and values of the tile at ``first``; positions that no row sees and columns beyond dim are zeros.
-    __device__ __forceinline__ void fetch(int first, int stage) const {
+    // Afterwards whole sums may begin.
+    __device__ __forceinline__ WarpQueries<T, Dim> queries(bool aligned) const {
+        a.dtype == kBFloat16 ? load_queries<bf16>(aligned) : load_queries<fp16>(aligned);
+        const int warp = int(threadIdx.x) / kWarpSize;
+        WarpQueries<T, Dim> mine;
+        mine.rows = {reinterpret_cast<T*>(shared + Places::kQueries + warp * kTileRows * Places::kRow)};
+        __syncthreads();
+        mine.keep();
+        __syncthreads();
+        return mine;
+    }
+
+    // Asks for the keys and values of the tile at ``first``, which is nothing at ``last``: one group of copies a tile.
+    // Positions that no row sees and columns beyond dim are zeros.
+    __device__ __forceinline__ void fetch(int first, int last, int stage) const {
+        if (first >= last) return commit_copies();
         constexpr int kOfChunk = 16 / int(sizeof(Cache)), kChunks = Dim / kOfChunk;
         const int32_t* table = a.block_tables + span.sequence * a.table_stride;
         const int block_size = int(a.block_size), from = seen_from(), to = seen_to();
@@ -163,13 +176,14 @@ struct AttentionBlock {
     }
 
     __device__ __forceinline__ Scores scores() const {
-        const float scale = float(a.scale * a.k_scale), cap = float(a.soft_cap);
+        const float scale = float(a.scale) * scale_of(a.k_scales, span.kv_head), cap = float(a.soft_cap);
         return {cap == 0.0f ? scale * kLog2E : scale / cap, cap * kLog2E, int(a.window)};
     }
 
     // The tiles from ``first`` to ``last``, multiples of a tile; finish(section) after each section's last one.
     template <typename Finish>
-    __device__ __forceinline__ void walk(int first, int last, const Finish& finish) const {
+    __device__ __forceinline__ void walk(const WarpQueries<T, Dim>& q, int first, int last, const Finish& finish) const {
+        constexpr int kStages = Places::kStages;
         const int warp = int(threadIdx.x) / kWarpSize, g = int(threadIdx.x) % kWarpSize / 4;
         const int row = warp * kTileRows + g;
         const int positions[2] = {row < span.rows ? position_of(row) : -1,
@@ -177,17 +191,14 @@ struct AttentionBlock {
         const Scores how = scores();
         WarpRows<T, Dim> rows;
         rows.start_section();
-        fetch(first, 0);
-        KEEP_LOOP for (int base = first, stage = 0; base < last; base += kTileKeys, stage ^= 1) {
-            if (base + kTileKeys < last)
-                fetch(base + kTileKeys, stage ^ 1);
-            else
-                commit_copies();  // of nothing: one group a tile
-            wait_for_copies<1>();
+        for (int stage = 0; stage + 1 < kStages; stage++) fetch(first + stage * kTileKeys, last, stage);
+        KEEP_LOOP for (int base = first, stage = 0; base < last; base += kTileKeys, stage = (stage + 1) % kStages) {
+            wait_for_copies<kStages - 2>();
             __syncthreads();
+            // Into the place of the tile before, which all have done.
+            fetch(base + (kStages - 1) * kTileKeys, last, (stage + kStages - 1) % kStages);
             if constexpr (Places::kWidens) widen(stage);
-            rows.add_tile(queries(warp), widened(stage, 0), widened(stage, 1), base, positions, how);
-            __syncthreads();
+            rows.add_tile(q, widened(stage, 0), widened(stage, 1), base, positions, how);
             if ((base + kTileKeys) % kSection == 0 || base + kTileKeys >= last) {
                 rows.finish_section();
                 finish(rows);
@@ -225,15 +236,16 @@ __global__ void __launch_bounds__(Warps* kWarpSize, 1) paged_attention_kernel(At
     const int last = IsSplit && to > section_first + kSection ? section_first + kSection : to;
     if (IsSplit && first >= last) return;
 
-    a.dtype == kBFloat16 ? block.template load_queries<bf16>(aligned) : block.template load_queries<fp16>(aligned);
+    const auto queries = block.queries(aligned);
     // A single section's sums take the place of the tiles that came to them.
     const int place = IsSplit ? 0 : Block::Places::kWhole + warp * kTileRows * Dim * int(sizeof(float));
     WholeRows<typename Block::T, Dim> whole{reinterpret_cast<float*>(dynamic_shared() + place), {}};
     if (!IsSplit) whole.start();
-    block.walk(first, last, [&](const auto& rows) {
+    block.walk(queries, first, last, [&](const auto& rows) {
         if (IsSplit) whole.start();
         whole.add(rows);
     });
+    const float v_scale = scale_of(a.v_scales, span.kv_head);
     UNROLL for (int i = 0; i < 4; i++) {
         const int row = warp * kTileRows + g + i / 2 * 8;
         if (row >= span.rows) continue;
@@ -246,7 +258,7 @@ __global__ void __launch_bounds__(Warps* kWarpSize, 1) paged_attention_kernel(At
             if (IsSplit)
                 part[column] = sum;
             else
-                store_out(a, out + column, sum / softmax.total * float(a.v_scale));
+                store_out(a, out + column, sum / softmax.total * v_scale);
         }
         if (IsSplit && t == 0 && i % 2 == 0) {
             part[a.dim] = softmax.peak;
@@ -261,6 +273,7 @@ constexpr int kMergeThreads = 128;
 __global__ void __launch_bounds__(kMergeThreads) merge_sections_kernel(AttentionArgs a) {
     const int head = int(blockIdx.x), sequence = int(blockIdx.y), token = a.query_starts[sequence];
     const int context = a.context_lens[sequence];
+    const float v_scale = scale_of(a.v_scales, head / (a.heads / a.kv_heads));
     if (a.query_starts[sequence + 1] - token != 1 || context < 1 || context > a.most_context ||
         context > a.table_width * a.block_size)
         return;
@@ -273,7 +286,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_sections_kernel(Attention
             const Weights w = put_together(whole, {part[a.dim], part[a.dim + 1]});
             sum = fmaf(part[column], w.take, sum * w.keep);
         }
-        store_out(a, (int64_t(token) * a.heads + head) * a.dim + column, sum / whole.total * float(a.v_scale));
+        store_out(a, (int64_t(token) * a.heads + head) * a.dim + column, sum / whole.total * v_scale);
     }
 }
 
@@ -285,16 +298,23 @@ int start_blocks(const AttentionArgs& a, dim3 grid) {
     return launch("paged_attention", kernel, grid, Warps * kWarpSize, kBytes, a.stream, a, aligned);
 }
 
+// Smaller blocks where large ones take more memory than the chip has for one, or leave processors without one.
+template <typename Cache, int Dim, int Warps>
+int start_chunks(const AttentionArgs& a) {
+    const int64_t chunks = a.sequences < a.tokens / 2 ? a.sequences : a.tokens / 2;
+    const int64_t tiles = a.tokens * (a.heads / a.kv_heads) / (Warps * kTileRows) + chunks;
+    if constexpr (Warps > (Dim > 128 ? 1 : 4)) {
+        const bool fits = size_t(Layout<Cache, Dim, Warps, false>::kBytes) <= chip().shared_bytes;
+        if (!fits || tiles * a.kv_heads < chip().processors) return start_chunks<Cache, Dim, Warps / 2>(a);
+    }
+    return start_blocks<Cache, Dim, Warps, false>(a, dim3(unsigned(tiles), unsigned(a.kv_heads)));
+}
+
 template <typename Cache, int Dim>
 int start(const AttentionArgs& a) {
     const int64_t group = a.heads / a.kv_heads;
-    if (a.most_tokens > 1) {
-        constexpr int kWarps = Dim > 128 ? 2 : 4;
-        const int64_t chunks = a.sequences < a.tokens / 2 ? a.sequences : a.tokens / 2;
-        const dim3 grid(unsigned(a.tokens * group / (kWarps * kTileRows) + chunks), unsigned(a.kv_heads));
-        const int status = start_blocks<Cache, Dim, kWarps, false>(a, grid);
-        if (status) return status;
-    }
+    if (a.most_tokens > 1)
+        if (const int status = start_chunks<Cache, Dim, (Dim > 128 ? 2 : 8)>(a)) return status;
     const int64_t sections = (a.most_context + kSection - 1) / kSection;
     const int64_t tiles = (group + kTileRows - 1) / kTileRows * a.kv_heads;
     const dim3 grid(unsigned(sections), unsigned(tiles), unsigned(a.sequences));

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1) rope_write_kv_kernel(RopeWriteKvA
         write_head(static_cast<const T*>(a.k) + token * a.k_token_stride + head * a.k_head_stride,
                    static_cast<const T*>(a.v) + token * a.v_token_stride + head * a.v_head_stride, cos_sin, a,
                    static_cast<Cache*>(a.k_cache) + row * a.dim, static_cast<Cache*>(a.v_cache) + row * a.dim,
-                   float(1 / a.k_scale), float(1 / a.v_scale));
+                   1.0f / scale_of(a.k_scales, head), 1.0f / scale_of(a.v_scales, head));
     }
 }
 

@@ -48,8 +48,8 @@ struct AddRmsNormArgs {
     void* stream;
 };
 
-// caches: [blocks, kv_heads, block_size, dim], contiguous; k_scale, v_scale: what an fp8 cache's elements are
-// multiplied with when they are read
+// caches: [blocks, kv_heads, block_size, dim], contiguous; k_scales, v_scales: float32 [kv_heads], what an fp8 cache's
+// elements are multiplied with when they are read, or null where they are as they are
 struct RopeWriteKvArgs {
     void* q;
     const void* k;
@@ -60,10 +60,11 @@ struct RopeWriteKvArgs {
     void* v_cache;
     const int64_t* cache_slots;
     int32_t* fault;
+    const float* k_scales;
+    const float* v_scales;
     int64_t tokens, heads, kv_heads, dim, rotary_dim, max_positions, blocks, block_size;
     int64_t q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride;
     int64_t dtype, cache_dtype;
-    double k_scale, v_scale;
     void* stream;
 };
 
@@ -86,15 +87,18 @@ struct EmbedArgs {
     void* stream;
 };
 
-// x: [rows, inputs] and weight: [outputs, inputs] of dtype; out: [rows, outputs] of out_dtype (also float32), rows
+// x: [rows, inputs] of dtype; weight: [outputs, inputs] of weight_dtype: dtype, or fp8 without NaN; scales: float32
+// [outputs], what each output's sum is multiplied with, or null; out: [rows, outputs] of out_dtype (also float32), rows
 // out_stride apart; bias: float32 [outputs] or null. is_deterministic: a row gets the same bits in any batch, whatever the
 // chip's tensor cores do: wgmma is not taken
 struct LinearArgs {
     void* out;
     const void* x;
     const void* weight;
+    const float* scales;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, weight_stride, out_stride, dtype, out_dtype, is_deterministic;
+    int64_t rows, inputs, outputs, row_stride, weight_stride, out_stride, dtype, weight_dtype, out_dtype;
+    int64_t is_deterministic;
     void* stream;
 };
 
@@ -143,10 +147,12 @@ struct AttentionArgs {
     const int32_t* context_lens;
     float* workspace;
     int32_t* fault;
+    const float* k_scales;
+    const float* v_scales;
     int64_t tokens, sequences, heads, kv_heads, dim, blocks, block_size, table_width, table_stride;
     int64_t q_token_stride, q_head_stride, window, most_tokens, most_context, workspace_floats;
     int64_t dtype, cache_dtype;
-    double scale, soft_cap, k_scale, v_scale;
+    double scale, soft_cap;
     void* stream;
 };
 
@@ -207,8 +213,8 @@ struct AdjustLogitsArgs {
     void* stream;
 };
 
-// logits: [rows, vocabulary], become -inf where the row's mask has the id's bit, the lowest of a byte first. mask_of:
-// [rows], a row of masks or -1; masks: mask_bytes each
+// logits: [rows, vocabulary], become -inf where the row's mask has the id's bit, the lowest of a byte first; NaN and +inf
+// stay. mask_of: [rows], a row of masks or -1; masks: mask_bytes each
 struct MaskLogitsArgs {
     float* logits;
     const int32_t* mask_of;

@@ -5,8 +5,11 @@ import torch
 from emulated import DTYPES, close, one_rounding
 from torch import Tensor
 
-from shoal.cuda_ext import reference
+from shoal.cuda_ext import cuda_ops, reference
 from shoal.cuda_ext.cuda_binding import CudaLibrary
+from shoal.cuda_ext.cuda_program import CudaProgram
+from shoal.cuda_ext.cuda_weight import fp8_weight
+from shoal.cuda_ext.program import Count
 from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
 
 pytestmark = pytest.mark.usefixtures("chip")
@@ -22,14 +25,21 @@ FORMATS = [
 ]
 
 
-def linear(cuda: CudaLibrary, x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+def linear(
+    cuda: CudaLibrary,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_dtype: torch.dtype,
+    scales: Tensor | None = None,
+) -> Tensor:
     """out is every second column of a wider matrix, the others stay NaN."""
     rows, outputs = len(x), len(weight)
     wide = torch.full((rows, outputs + 5), torch.nan, dtype=out_dtype)
     cuda.call(
-        "linear", out=wide, x=x, weight=weight, bias=bias, rows=rows, inputs=x.shape[1], outputs=outputs,
+        "linear", out=wide, x=x, weight=weight, scales=scales, bias=bias, rows=rows, inputs=x.shape[1], outputs=outputs,
         row_stride=x.stride(0), weight_stride=weight.stride(0), out_stride=outputs + 5, dtype=DTYPES[x.dtype],
-        out_dtype=DTYPES[out_dtype],
+        weight_dtype=DTYPES[weight.dtype], out_dtype=DTYPES[out_dtype],
     )  # fmt: skip
     assert wide[:, outputs:].isnan().all()
     return wide[:, :outputs]
@@ -58,6 +68,67 @@ def test_linear(
     size = float(inputs) ** 0.5
     close(linear(cuda, x, weight, bias, torch.float32), truth, 1e-5, 2e-6 * size)
     close(linear(cuda, x, weight, bias, dtype), truth, one_rounding(dtype), 2e-6 * size)
+
+
+def every_fp8() -> Tensor:
+    """All numbers of e4m3 but NaN."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    return codes[codes.float().isfinite()]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_fp8_number_is_widened_exactly(cuda: CudaLibrary, dtype: torch.dtype) -> None:
+    weight, x = every_fp8()[:, None].expand(-1, 16).contiguous(), torch.eye(16, dtype=dtype)
+    assert torch.equal(linear(cuda, x, weight, None, torch.float32).T, weight.float())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(1, 64, 16), (1, 1100, 35), (3, 7, 1), (9, 200, 50), (17, 576, 33), (40, 72, 20), (150, 1104, 300)],
+)
+@pytest.mark.parametrize("aligned", [True, False])
+def test_linear_of_fp8(
+    cuda: CudaLibrary,
+    fresh: torch.Generator,
+    dtype: torch.dtype,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    aligned: bool,
+) -> None:
+    """With scales of outputs, and rows alone as in their batch, to the bit."""
+    extra = -inputs % 8 if aligned else 1
+    x = torch.randn(rows, inputs + extra, generator=fresh).to(dtype)[:, :inputs]
+    numbers = every_fp8()
+    codes = torch.randint(0, len(numbers), (outputs, inputs + extra), generator=fresh)
+    weight = numbers.view(torch.uint8)[codes].view(torch.float8_e4m3fn)[:, :inputs]
+    scales, bias = torch.randn(outputs, generator=fresh), torch.randn(outputs, generator=fresh)
+    scaled = weight.double() * scales.double()[:, None]
+    truth = reference.linear(x.double(), scaled, bias.double())
+    size = x.double().norm(dim=1, keepdim=True) * scaled.norm(dim=1)
+    found = linear(cuda, x, weight, bias, torch.float32, scales)
+    assert ((found - truth).abs() <= 1e-6 * size + 1e-6).all()
+    last = linear(cuda, x[-1:], weight, bias, torch.float32, scales)[0]
+    assert torch.equal(last, found[-1])
+
+
+def test_fp8_weights_are_made_of_plain_ones(emulation: CudaLibrary, fresh: torch.Generator) -> None:
+    matrix = torch.randn(20, 72, generator=fresh) * torch.logspace(-9, 3, 20)[:, None]
+    matrix[7] = 0
+    weight = fp8_weight(matrix)
+    assert weight.scales is not None
+    wide = weight.storage.double() * weight.scales.double()[:, None]
+    largest = matrix.abs().amax(dim=1, keepdim=True).double()
+    # Four bits of a number, and no less than the smallest one beside its row's largest.
+    assert ((wide - matrix).abs() <= matrix.abs() / 16 + largest * 2**-19).all()
+    for dtype in HALVES:
+        x, out = torch.randn(3, 72, generator=fresh).to(dtype), torch.empty(3, 20)
+        program = CudaProgram(emulation, torch.device("cpu"))
+        cuda_ops.linear(program, out, x, weight, None, Count(3))
+        program.run()
+        size = x.double().norm(dim=1, keepdim=True) * wide.norm(dim=1)
+        assert ((out - x.double() @ wide.T).abs() <= 1e-6 * size).all()
 
 
 def groups_of(fresh: torch.Generator, rows: int, columns: int, form: WeightFormat) -> QuantisedGroups:
@@ -130,9 +201,10 @@ def test_linear_quantised(
         assert (error <= 1e-6 * size + 1e-6 + rounding * truth.abs()).all()
 
 
-@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("form", FORMATS, ids=str)
-@pytest.mark.parametrize("inputs", [700, 328, 1224])
+@pytest.mark.parametrize(
+    ("dtype", "inputs"), [(torch.bfloat16, 700), (torch.float16, 328), (torch.bfloat16, 1224)]
+)
 def test_a_row_does_not_depend_on_its_batch(
     cuda: CudaLibrary, fresh: torch.Generator, dtype: torch.dtype, form: WeightFormat, inputs: int
 ) -> None:

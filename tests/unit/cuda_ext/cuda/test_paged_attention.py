@@ -1,6 +1,7 @@
 """Paged attention against its twin in float64, and to the bit against itself cut and batched otherwise."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +26,8 @@ class Case:
     scale: float
     window: int = 0
     soft_cap: float = 0.0
-    k_scale: float = 1.0
-    v_scale: float = 1.0
+    k_scales: Tensor | None = None
+    v_scales: Tensor | None = None
     fault: int = 0
 
     def run(self, cuda: CudaLibrary) -> Tensor:
@@ -47,7 +48,7 @@ class Case:
             q_token_stride=self.q.stride(0), q_head_stride=self.q.stride(1), window=self.window,
             most_tokens=int(self.query_starts.diff().max()) if sequences else 0, most_context=most_context,
             workspace_floats=workspace.numel(), dtype=DTYPES[self.q.dtype], cache_dtype=DTYPES[self.k_cache.dtype],
-            scale=self.scale, soft_cap=self.soft_cap, k_scale=self.k_scale, v_scale=self.v_scale,
+            scale=self.scale, soft_cap=self.soft_cap, k_scales=self.k_scales, v_scales=self.v_scales,
         )  # fmt: skip
         assert fault.item() == self.fault
         return out
@@ -59,8 +60,11 @@ class Case:
 
     def truth(self, *, of_sizes: bool = False) -> Tensor:
         """of_sizes: with the values' magnitudes."""
-        q, keys = self.q.to(self.multiplied).double(), self.k_cache.double() * self.k_scale
-        values = self.v_cache.double() * self.v_scale
+        q = self.q.to(self.multiplied).double()
+        keys, values = (
+            cache.double() * (1.0 if scales is None else scales.double()[:, None, None])
+            for cache, scales in ((self.k_cache, self.k_scales), (self.v_cache, self.v_scales))
+        )
         if of_sizes:
             values = values.abs()
         return reference.paged_attention(
@@ -79,7 +83,7 @@ def make_case(
     block: int = 16,
     dtype: torch.dtype = torch.bfloat16,
     cache_dtype: torch.dtype = torch.bfloat16,
-    **more: float,
+    **more: Any,
 ) -> Case:
     """rows: (new tokens, context after them) a sequence. What no sequence owns in the cache is NaN."""
     needed = [-(-context // block) for _, context in rows]
@@ -118,6 +122,11 @@ def assert_true(cuda: CudaLibrary, case: Case) -> None:
     assert (error <= allowed).all(), float((error / allowed).max())
 
 
+def head_scales() -> dict[str, Tensor]:
+    """Of two KV heads."""
+    return {"k_scales": torch.tensor([0.5, 1.3]), "v_scales": torch.tensor([1.7, 0.01])}
+
+
 MIXED = [(1, 1), (1, 130), (17, 17), (5, 201), (1, 64), (1, 65), (30, 140)]
 
 
@@ -126,8 +135,7 @@ MIXED = [(1, 1), (1, 130), (17, 17), (5, 201), (1, 64), (1, 65), (30, 140)]
 def test_mixed_chunks_and_decodes(
     cuda: CudaLibrary, fresh: torch.Generator, cache_dtype: torch.dtype, window: int, soft_cap: float
 ) -> None:
-    scales = {"k_scale": 0.5, "v_scale": 1.7} if cache_dtype == FP8 else {}
-    more = {"window": window, "soft_cap": soft_cap, **scales}
+    more = {"window": window, "soft_cap": soft_cap, **(head_scales() if cache_dtype == FP8 else {})}
     assert_true(cuda, make_case(fresh, MIXED, cache_dtype=cache_dtype, **more))
     assert_true(cuda, make_case(fresh, MIXED[:4], cache_dtype=cache_dtype, dtype=torch.float16, **more))
 
@@ -136,6 +144,24 @@ def test_mixed_chunks_and_decodes(
 def test_head_sizes(cuda: CudaLibrary, fresh: torch.Generator, dim: int) -> None:
     for cache_dtype in (torch.bfloat16, torch.float16, FP8)[: 3 if dim % 16 == 0 else 2]:
         assert_true(cuda, make_case(fresh, [(1, 77), (20, 90)], dim=dim, cache_dtype=cache_dtype))
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float16, FP8])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_blocks_of_other_sizes(
+    emulation: CudaLibrary,
+    fresh: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    dim: int,
+    cache_dtype: torch.dtype,
+) -> None:
+    """For chips with 99 KiB a block, and for those that large blocks fill: to the same bits."""
+    case = make_case(fresh, [(1, 77), (45, 400)], dim=dim, cache_dtype=cache_dtype)
+    assert_true(emulation, case)
+    expected = case.run(emulation)
+    for chip in ("80:1", "86:1", "89", "90:1"):
+        monkeypatch.setenv("SHOAL_EMULATED_CHIP", chip)
+        assert torch.equal(case.run(emulation), expected)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 1), (9, 3), (14, 2), (37, 1)])
@@ -186,9 +212,9 @@ def test_a_row_does_not_depend_on_batch_or_chunking(
     cuda: CudaLibrary, fresh: torch.Generator, window: int, soft_cap: float, dim: int, cache_dtype: torch.dtype
 ) -> None:
     """A chunk's tokens, one by one as decodes, and cut otherwise."""
-    case = make_case(
-        fresh, [(1, 90), (40, 560), (2, 30)], window=window, soft_cap=soft_cap, dim=dim, cache_dtype=cache_dtype
-    )
+    rows = [(1, 90), (40, 560), (2, 30)]
+    more = {"window": window, "soft_cap": soft_cap, **(head_scales() if cache_dtype == FP8 else {})}
+    case = make_case(fresh, rows, dim=dim, cache_dtype=cache_dtype, **more)
     starts = case.query_starts.tolist()
     together = case.run(cuda)
     for step in (1, 7, 40):

@@ -104,7 +104,7 @@ class Cached:
         self.caches = [torch.zeros(4, 2, 6, dim).to(cache_dtype) for _ in range(2)]
         self.fault = torch.zeros(1, dtype=torch.int32)
 
-    def write(self, cuda: CudaLibrary, k_scale: float = 1.0, v_scale: float = 1.0) -> None:
+    def write(self, cuda: CudaLibrary, k_scales: Tensor | None = None, v_scales: Tensor | None = None) -> None:
         q, k, v = self.q, self.k, self.v
         cuda.call(
             "rope_write_kv", q=q, k=k, v=v, cos_sin=self.cos_sin, positions=self.positions,
@@ -113,7 +113,7 @@ class Cached:
             rotary_dim=self.cos_sin.shape[1], max_positions=50, blocks=4, block_size=6,
             q_token_stride=q.stride(0), q_head_stride=q.stride(1), k_token_stride=k.stride(0),
             k_head_stride=k.stride(1), v_token_stride=v.stride(0), v_head_stride=v.stride(1),
-            dtype=DTYPES[q.dtype], cache_dtype=DTYPES[self.caches[0].dtype], k_scale=k_scale, v_scale=v_scale,
+            dtype=DTYPES[q.dtype], cache_dtype=DTYPES[self.caches[0].dtype], k_scales=k_scales, v_scales=v_scales,
         )  # fmt: skip
 
 
@@ -132,11 +132,13 @@ def test_rope_write_kv(
     q, k, v = case.q.double(), case.k.double(), case.v.double()
     truths = [torch.zeros(4, 2, 6, dim, dtype=torch.float64) for _ in range(2)]
     reference.rope_write_kv(q, k, v, case.cos_sin.double(), case.positions, *truths, case.slots)
-    case.write(cuda, 0.5, 2.0)
+    scales = torch.tensor([[0.5, 3.0], [2.0, 0.25]])
+    case.write(cuda, *scales)
     close(case.q, q, one_rounding(dtype), 1e-6)
-    for cache, truth, scale in zip(case.caches, truths, (0.5, 2.0), strict=True):
+    for cache, truth, of_heads in zip(case.caches, truths, scales, strict=True):
         tolerance = one_rounding(dtype) + one_rounding(cache_dtype)
-        close(cache.double() * scale, truth, tolerance, 1e-6 if cache_dtype != torch.float8_e4m3fn else 2e-3)
+        wide = cache.double() * of_heads[:, None, None]
+        close(wide, truth, tolerance, 1e-6 if cache_dtype != torch.float8_e4m3fn else 3e-3)
     assert case.fault.item() == 0
 
 

@@ -85,18 +85,20 @@ def test_biases_and_penalties_are_the_hosts_to_the_bit(cuda: CudaLibrary, fresh:
         **penalties,
         **sizes(logits),
     )
-    assert torch.equal(logits, expected)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_masked_logits_are_minus_infinity(cuda: CudaLibrary, fresh: torch.Generator) -> None:
     logits = random_logits(fresh, 5)
     forbidden = torch.rand(2, VOCABULARY, generator=fresh) < 0.5
-    masks = torch.from_numpy(np.packbits(forbidden.numpy(), axis=1, bitorder="little"))
     mask_of = torch.tensor([1, -1, 0, 1, -1], dtype=torch.int32)
+    logits[0, 5], logits[0, 6] = torch.nan, torch.inf
+    forbidden[1, 5:7] = True
+    masks = torch.from_numpy(np.packbits(forbidden.numpy(), axis=1, bitorder="little"))
     expected = logits.clone()
     for row, mask in enumerate(mask_of.tolist()):
         if mask >= 0:
-            expected[row][forbidden[mask]] = -torch.inf
+            expected[row][forbidden[mask] & (logits[row] < torch.inf)] = -torch.inf
     cuda.call(
         "mask_logits",
         logits=logits,
@@ -105,4 +107,4 @@ def test_masked_logits_are_minus_infinity(cuda: CudaLibrary, fresh: torch.Genera
         mask_bytes=masks.shape[1],
         **sizes(logits),
     )
-    assert torch.equal(logits, expected)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0, equal_nan=True)
