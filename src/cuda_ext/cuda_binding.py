@@ -91,10 +91,11 @@ PICKS = {
 """How each operator is shared out, for ``python -m shoal.cuda_ext``."""
 
 _NO_MEMORY = 4
+_NOT_SUPPORTED = 7
 _LAUNCH_FAILED = 8
 _ERRORS = {
     _NO_MEMORY: "the operator's workspace is too small",
-    7: "there is no CUDA kernel for these sizes or types",
+    _NOT_SUPPORTED: "there is no CUDA kernel for these sizes or types",
     _LAUNCH_FAILED: "a kernel did not start",
 }
 
@@ -201,7 +202,7 @@ class CudaLibrary:
     def _raise(self, operator: str, status: int) -> None:
         if status == _LAUNCH_FAILED:
             raise CudaError(self.error)
-        kinds = {_NO_MEMORY: MemoryError, 7: NotImplementedError}
+        kinds = {_NO_MEMORY: MemoryError, _NOT_SUPPORTED: NotImplementedError}
         raise kinds.get(status, RuntimeError)(f"{operator}: {_ERRORS.get(status, f'status {status}')}")
 
 

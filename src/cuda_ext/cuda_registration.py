@@ -19,7 +19,7 @@ from shoal.cuda_ext.cuda_weight import TILE_INPUTS, TILE_OUTPUTS, CudaWeight, ti
 from shoal.cuda_ext.ops import Activation
 from shoal.cuda_ext.program import Count
 from shoal.cuda_ext.quantised import WeightFormat
-from shoal.cuda_ext.registration import Operator
+from shoal.cuda_ext.registration import Operator, empty_embeddings
 
 NAMESPACE = "shoal_cuda"
 
@@ -168,10 +168,6 @@ def _dequantise(
     program.add("dequantise", out=out, panels=panels, **sizes, bits=bits, group=group, has_offset=has_offset)
 
 
-def _embedded(ids: Tensor, table: Tensor, rows: int, columns: int, *_: Any) -> Tensor:
-    return ids.new_empty(ids.shape[0], columns, dtype=torch.float32)
-
-
 def _embed(
     program: CudaProgram,
     out: Tensor,
@@ -236,7 +232,7 @@ OPERATORS = {
     "embed": Operator(
         "(Tensor ids, Tensor table, SymInt rows, SymInt columns, float scale=1.0, SymInt first_id=0, int bits=0, "
         "int group=0, bool has_offset=False) -> Tensor",
-        _embedded,
+        empty_embeddings,
         _embed,
     ),
     "draw": Operator(

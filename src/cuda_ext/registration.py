@@ -133,7 +133,8 @@ def _pack_quantised(
     program.add_function(lambda: packed.write(0, groups))
 
 
-def _embedded(ids: Tensor, panels: Tensor, rows: int, columns: int, *_: Any) -> Tensor:
+def empty_embeddings(ids: Tensor, table: Tensor, rows: int, columns: int, *_: Any) -> Tensor:
+    """What an embedding of ``columns`` gives."""
     return ids.new_empty(ids.shape[0], columns, dtype=torch.float32)
 
 
@@ -193,7 +194,7 @@ OPERATORS = {
     "embed": Operator(
         "(Tensor ids, Tensor panels, SymInt rows, SymInt columns, float scale=1.0, SymInt first_id=0, int bits=0, "
         "int group=0, bool has_offset=False) -> Tensor",
-        _embedded,
+        empty_embeddings,
         _embed,
     ),
     "draw": Operator(

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-HUGE_PAGE: Final = 2 << 20
+_HUGE_PAGE: Final = 2 << 20
 _CHUNK: Final = 64 << 20
 """Address space that is taken at once; memory is given page by page as it is written."""
 _LINE: Final = 64
@@ -43,8 +43,9 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype)
     mapping = None if _chunk is None else _chunk.mapping()
     if _chunk is None or mapping is None or _chunk.end - _chunk.next < size:
-        mapping, begin = map_huge(max(size, _CHUNK))
-        _chunk = _Chunk(weakref.ref(mapping), begin, begin + max(size, _CHUNK))
+        room = max(size, _CHUNK)
+        mapping, begin = map_huge(room)
+        _chunk = _Chunk(weakref.ref(mapping), begin, begin + room)
     piece = torch.frombuffer(mapping, dtype=torch.uint8, count=size, offset=_chunk.next)
     _chunk.next += -(-size // _LINE) * _LINE
     return piece.view(dtype).view(shape)
@@ -55,9 +56,9 @@ def map_huge(size: int) -> tuple[mmap.mmap, int]:
     Raises MemoryError where there is no address space."""
     # Private: shared mappings are files in memory, whose pages are small unless the system's owner says otherwise.
     try:
-        mapping = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapping = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:
         raise MemoryError(f"{size} bytes: {error}") from error
     with contextlib.suppress(OSError):  # a kernel without huge pages
         mapping.madvise(mmap.MADV_HUGEPAGE)
-    return mapping, -torch.frombuffer(mapping, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+    return mapping, -torch.frombuffer(mapping, dtype=torch.uint8).data_ptr() % _HUGE_PAGE

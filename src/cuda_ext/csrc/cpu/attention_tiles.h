@@ -15,10 +15,6 @@ struct TileSpan {
     int64_t top() const { return begin / kTileRows * kTileRows; }
 };
 
-INLINE Narrow* parts_of(uint16_t* parts, int64_t row, int64_t strips) {
-    return parts + (row / kTileRows * strips * 2 * kTileRows + row % kTileRows) * kStrip;
-}
-
 // Scores of the rows, and of those that share their tiles.
 template <typename Cache>
 INLINE void score_on_tiles(const TileSpan& span, const Cache* const* keys, const AttentionScratch& scratch,

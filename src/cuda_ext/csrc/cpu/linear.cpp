@@ -11,10 +11,6 @@ constexpr int64_t kItemsAThread = 4;           // so that a thread that is held 
 constexpr int64_t kTilesAnItem = 8;            // whose inputs stay in the second-level cache
 constexpr int64_t kOverrun = 16;               // floats that laying out a tile may write beyond its end
 
-int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
-
-int64_t cut(int64_t items, int64_t part, int64_t parts) { return items * part / parts; }
-
 // Tiles of the rows as the kernels read them. One row is a tile as it is; the others are laid out anew.
 bool lay_out(const LinearArgs& a, LinearTiles& tiles) {
     static Arena memory;

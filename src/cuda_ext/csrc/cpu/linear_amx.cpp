@@ -1,13 +1,7 @@
 // Compiled for AVX-512, VNNI and AMX where the compiler knows them; else there is nothing in it.
 #include "linear_amx.h"
 
-#include "tiles.h"
-
 #if defined(__AMX_BF16__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "arena.h"
 #include "linear_plan.h"
 #include "parallel.h"
@@ -33,13 +27,11 @@ Scratch& scratch() {
     return memory;
 }
 
-// Rows as tiles take them: for each 16 of them and each 32 inputs the first parts and then the second ones.
 struct Parts {
-    const Narrow* words;
+    Narrow* words;
     int64_t strips;
-    const Narrow* at(int64_t row, int64_t strip) const {
-        return words + ((row / kTileRows) * strips + strip) * 2 * kPartWords;
-    }
+    // Of ``row`` and the 15 after it.
+    const Narrow* at(int64_t row, int64_t strip) const { return parts_of(words, row, strips) + strip * 2 * kPartWords; }
 };
 
 struct Item {
@@ -90,19 +82,7 @@ void multiply(const LinearArgs& a, const Parts& x, const Item& item) {
     _tile_release();
 }
 
-int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
-
 }  // namespace
-
-bool tiles_are_usable() {
-    constexpr unsigned kVectorBf16 = 1u << 5, kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
-    constexpr unsigned kAll = kBf16 | kTile | kInt8;
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
-    unsigned eax, ebx, ecx, edx;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kAll) != kAll) return false;
-    if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax & kVectorBf16)) return false;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
 
 int linear_amx(const LinearArgs& a) {
     static Arena memory;
@@ -113,8 +93,7 @@ int linear_amx(const LinearArgs& a) {
     const Parts parts{words, strips};
     parallel_ranges(a.rows, (1 << 15) / at_least_one(a.inputs) + 1, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; row++)
-            split_row(a.x + row * a.row_stride, a.inputs,
-                      words + (row / kTileRows * strips * 2 * kTileRows + row % kTileRows) * kStrip);
+            split_row(a.x + row * a.row_stride, a.inputs, parts_of(words, row, strips));
     });
     const int64_t most = at_least_one(min_of(kMostRows / kTileRows, kMostPartBytes / at_least_one(tile_bytes)));
     const int64_t blocks = (blocks_of_16 + most - 1) / most, panels = (a.outputs + kPanel - 1) / kPanel;
@@ -124,16 +103,14 @@ int linear_amx(const LinearArgs& a) {
     const int64_t pieces = thread_count() < 2 ? 1 : at_least_one(min_of(wanted, groups));
     parallel_items(blocks * pieces, true, [&](int64_t index, int) {
         const int64_t block = index / pieces, piece = index % pieces;
-        const auto row_at = [&](int64_t i) { return min_of(a.rows, blocks_of_16 * i / blocks * kTileRows); };
-        const auto panel_at = [&](int64_t i) { return min_of(panels, groups * i / pieces * kPanelsAtOnce); };
+        const auto row_at = [&](int64_t i) { return min_of(a.rows, cut(blocks_of_16, i, blocks) * kTileRows); };
+        const auto panel_at = [&](int64_t i) { return min_of(panels, cut(groups, i, pieces) * kPanelsAtOnce); };
         multiply(a, parts, {row_at(block), row_at(block + 1), panel_at(piece), panel_at(piece + 1)});
     });
     return kOk;
 }
 
 #else
-
-bool tiles_are_usable() { return false; }
 
 int linear_amx(const LinearArgs&) { return kNoMemory; }
 

@@ -13,10 +13,6 @@ constexpr int64_t kItemsOfBlocks = 4;          // the same where rows are cut to
 constexpr int64_t kRowsTogether = 16;          // which tiles take at once
 constexpr int64_t kItemsAThread = 2;           // so that a thread that is held up has less to do
 
-int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
-
-int64_t cut(int64_t items, int64_t part, int64_t parts) { return items * part / parts; }
-
 int64_t pieces_of(const QuantisedLinearArgs& a, int64_t panels, int64_t row_blocks) {
     if (thread_count() < 2) return 1;
     const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / row_blocks;

@@ -14,6 +14,12 @@ int thread_count();
 // Calls run(work, item, thread) for each of [0, items), in any order, on up to thread_count() threads.
 void run_on_threads(int64_t items, void (*run)(const void* work, int64_t item, int thread), const void* work);
 
+// Static: of a copy that is compiled for a higher level no other file may make use.
+static inline int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
+
+// Where the part-th of ``parts`` parts of about the same size begins.
+static inline int64_t cut(int64_t items, int64_t part, int64_t parts) { return items * part / parts; }
+
 // Calls work(item, thread) for each of [0, items), in any order.
 template <typename Work>
 void parallel_items(int64_t items, bool worth_it, const Work& work) {

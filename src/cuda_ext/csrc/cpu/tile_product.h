@@ -30,7 +30,13 @@ INLINE void load_shapes(int64_t rows) {
 // To bfloat16; a NaN stays one.
 INLINE HalfVec nearest(Vec v) { return (HalfVec)_mm512_cvtneps_pbh((__m512)v); }
 
-// Where the parts of a row begin among those of its tile's 16 rows; zeros follow its inputs.
+// Rows in parts, as tiles take them: for each 16 rows and each strip the first parts of all, then the second ones. Where a
+// row's begin.
+INLINE Narrow* parts_of(Narrow* parts, int64_t row, int64_t strips) {
+    return parts + (row / kTileRows * strips * 2 * kTileRows + row % kTileRows) * kStrip;
+}
+
+// A row to its parts; zeros follow its inputs.
 INLINE void split_row(const float* x, int64_t inputs, Narrow* to) {
     for (int64_t strip = 0; strip < strips_of(inputs); strip++, to += 2 * kPartWords)
         for (int64_t i = 0; i < kStrip; i += kWidth) {
