@@ -78,7 +78,8 @@ def test_a_shared_prefix_equals_computing_it_again(description: ModelDescription
     driver = drive(description)
     first = Sequence(prompt())
     driver.logits([(first, LENGTH)])
-    second = driver.share(first, first.ids[:27] + prompt(14))
+    another = (first.ids[27] + 1) % PLAIN.vocab_size
+    second = driver.share(first, [*first.ids[:27], another, *prompt(13)])
     assert second.computed == 24
     found = driver.logits([(second, LENGTH - 24)])
     close(found, drive(description).logits([(Sequence(second.ids), LENGTH)])[24:])
