@@ -42,7 +42,7 @@ EMULATED_FLAGS += ["-fno-exceptions", "-fno-rtti"]
 LEVELS = {"Scalar": []}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"Avx2": AVX2, "Avx512": AVX512, "Avx512Vnni": [*AVX512, "-mavx512vnni"]}
-TILES = ["-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
+TILES = ["-mavx512bf16", "-mavx512vbmi2", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 AMX = [*LEVELS["Avx512Vnni"], *TILES] if "Avx512Vnni" in LEVELS else []
 
 

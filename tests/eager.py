@@ -9,7 +9,7 @@ from shoal.cuda_ext import ops
 from shoal.cuda_ext.ops import Activation, Activations
 from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.cuda_ext.program import Program
-from shoal.cuda_ext.quantised import QuantisedRows, QuantisedWeight
+from shoal.cuda_ext.quantised import QuantisedGroups, QuantisedRows, QuantisedWeight
 
 set_threads = ops.set_threads
 Weight = PackedWeight | QuantisedWeight
@@ -59,10 +59,18 @@ def paged_attention(q: Tensor, *arguments: Any, **others: Any) -> Tensor:
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """Quantises ``x`` first where the weight wants it."""
     program, out = Program(), torch.full((len(x), weight.rows), torch.nan)
-    quantised = quantise(x) if isinstance(weight, QuantisedWeight) else None
+    quantised = quantise(x) if ops.reads_quantised(weight) else None
     ops.linear(program, out, Activations(x, quantised), weight, bias)
     program.run()
     return out
+
+
+def tile_weights(groups: QuantisedGroups) -> Tensor:
+    """float32 [rows, columns]: what tiles take in the place of ``groups.dequantise()`` (csrc/cpu/tile_weights.h)."""
+    weights = groups.dequantise()
+    if groups.bits == 8:
+        return weights.bfloat16().float()
+    return (weights.view(torch.int32) + 0x8000 & ~0xFFFF).view(torch.float32)
 
 
 def embed(ids: Tensor, weight: Weight, scale: float = 1.0, first_id: int = 0) -> Tensor:

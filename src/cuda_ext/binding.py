@@ -39,7 +39,7 @@ OPERATORS = {
     ),
     "gated_activation": "*out *quantised *gate_up rows dim row_stride kind",
     "pack_weight": "*panels *weight rows words row_stride",
-    "linear": "*out *x *panels *bias rows inputs outputs row_stride out_stride dtype",
+    "linear": ("*out *x *panels *bias rows inputs outputs row_stride out_stride dtype bits group has_offset"),
     "quantise": "*quantised *x rows inputs row_stride",
     "linear_quantised": "*out *x *panels *bias rows inputs outputs out_stride bits group has_offset",
     "pack_quantised": "*panels *codes *scales *offsets rows groups bits group",
@@ -62,6 +62,7 @@ _ERRORS = {
     _NO_MEMORY: "there is no memory for an operator's scratch",
     5: "a sequence has more tokens than its context, or more context than its block table",
     _PEER_LOST: "a tensor-parallel peer is gone or does not answer",
+    7: "integer weights were packed for another level, or activations made for one",
 }
 
 
@@ -108,6 +109,11 @@ class CpuLibrary:
     def level(self) -> str:
         name: bytes = self._functions.shoal_level()
         return name.decode()
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether ``linear`` takes integer weights, so that activations stay floats."""
+        return bool(self._functions.shoal_has_tiles())
 
     def levels(self) -> dict[str, bool]:
         """Every compiled level, best first, and whether this processor has it."""

@@ -10,7 +10,7 @@ and stay where they are as long as the program lives; rows may be strided, their
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -308,19 +308,35 @@ def linear(
     require(outputs == weight.rows, "linear: out does not fit the weight")
     require(x.columns == weight.columns and x.rows >= rows.most, "linear: x does not fit the weight and out")
     require(bias is None or is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
-    if isinstance(weight, QuantisedWeight):
+    if reads_quantised(weight):
         _linear_quantised(program, out, x, weight, bias, rows)
         return
     plain = x.plain
     if plain is None:
-        raise ValueError("linear: a plain weight needs x in float32")
+        raise ValueError("linear: the weight needs x in float32")
     require(plain.dtype == torch.float32 and plain.stride(1) == 1, "linear: x is not float32 rows")
 
     def twin() -> None:
+        assert isinstance(weight, PackedWeight)
         out[: rows.value] = reference.linear(plain[: rows.value], weight.unpack(), bias)
 
     sizes: list[Value] = [rows, x.columns, outputs, plain.stride(0), out.stride(0)]
-    program.add("linear", [out, plain, weight.storage, bias, *sizes, _DTYPES[weight.dtype]], twin)
+    program.add("linear", [out, plain, weight.storage, bias, *sizes, *_kind(weight)], twin)
+
+
+def reads_quantised(weight: PackedWeight | QuantisedWeight) -> TypeGuard[QuantisedWeight]:
+    """Whether ``linear`` multiplies the weight with quantised activations. Where the processor has tiles for bfloat16,
+    it makes integers bfloat16 on their way, and takes activations in float32."""
+    compiled = library()
+    return isinstance(weight, QuantisedWeight) and not (compiled is not None and compiled.has_tiles)
+
+
+def _kind(weight: PackedWeight | QuantisedWeight) -> list[Value]:
+    """dtype, or bits, group and whether there are offsets."""
+    if isinstance(weight, QuantisedWeight):
+        form = weight.format
+        return [0, form.bits, form.group, form.has_offset]
+    return [_DTYPES[weight.dtype], 0, 0, 0]
 
 
 def _linear_quantised(
@@ -353,18 +369,13 @@ def embed(
     rows = _counted(rows, most)
     require(is_vector(ids, torch.int64, most), "embed: ids is not int64 [tokens]")
     require(out.shape[1] == weight.columns and out.is_contiguous(), "embed: out does not fit the weight")
-    if isinstance(weight, QuantisedWeight):
-        form = weight.format
-        kind: list[Value] = [0, form.bits, form.group, form.has_offset]
-    else:
-        kind = [_DTYPES[weight.dtype], 0, 0, 0]
 
     def twin() -> None:
         assert isinstance(weight, PackedWeight)
         out[: rows.value] = reference.embed(ids[: rows.value], weight.unpack(), scale, first_id)
 
     sizes: list[Value] = [rows, weight.rows, weight.columns, first_id]
-    program.add("embed", [out, ids, weight.storage, *sizes, *kind, scale], twin)
+    program.add("embed", [out, ids, weight.storage, *sizes, *_kind(weight), scale], twin)
 
 
 def all_reduce(program: Program, x: Tensor, region: SharedRegion, rows: Count | None = None) -> None:

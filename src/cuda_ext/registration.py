@@ -4,7 +4,8 @@ the workers never do: a call through torch's dispatcher costs many times what a 
 One table: an operator's schema, the empty result for its arguments, and how it is added to a program. The
 implementation for the CPU is a program of that one operator; the fake one, for tensors without data, is the empty
 result alone. A weight is the storage of its ``PackedWeight`` or ``QuantisedWeight``. Activations are given as floats;
-``quantise`` makes the integers that ``linear_quantised`` takes.
+``quantise`` makes the integers that ``linear_quantised`` takes; with tiles ``linear`` takes quantised weights as well,
+and ``linear_quantised`` takes none.
 """
 
 from collections.abc import Callable
@@ -74,14 +75,22 @@ def _pack_weight(program: Program, out: Tensor, matrix: Tensor) -> None:
     program.add_function(lambda: PackedWeight(out, *matrix.shape).write(0, matrix))
 
 
-def _outputs(x: Tensor, panels: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+def _outputs(x: Tensor, panels: Tensor, bias: Tensor | None, outputs: int, *_: int) -> Tensor:
     return x.new_empty(x.shape[0], outputs)
 
 
 def _linear(
-    program: Program, out: Tensor, x: Tensor, panels: Tensor, bias: Tensor | None, outputs: int
+    program: Program, out: Tensor, x: Tensor, panels: Tensor, bias: Tensor | None, outputs: int, *form: Any
 ) -> None:
-    ops.linear(program, out, Activations(x), PackedWeight(panels, outputs, x.shape[1]), bias)
+    ops.linear(program, out, Activations(x), _weight(panels, outputs, x.shape[1], *form), bias)
+
+
+def _weight(
+    panels: Tensor, rows: int, columns: int, bits: int = 0, group: int = 0, has_offset: bool = False
+) -> PackedWeight | QuantisedWeight:
+    if bits:
+        return QuantisedWeight(panels, rows, columns, WeightFormat(bits, group, has_offset))
+    return PackedWeight(panels, rows, columns)
 
 
 def _empty_codes(x: Tensor) -> Tensor:
@@ -108,12 +117,8 @@ def _linear_quantised(
     outputs: int,
     *form: Any,
 ) -> None:
-    weight = QuantisedWeight(panels, outputs, inputs, _format(*form))
-    ops.linear(program, out, Activations(None, QuantisedRows(x, inputs)), weight, bias)
-
-
-def _format(bits: int, group: int, has_offset: bool = False) -> WeightFormat:
-    return WeightFormat(bits, group, has_offset)
+    rows = QuantisedRows(x, inputs)
+    ops.linear(program, out, Activations(None, rows), _weight(panels, outputs, inputs, *form), bias)
 
 
 def _groups(codes: Tensor, scales: Tensor, offsets: Tensor | None, bits: int) -> QuantisedGroups:
@@ -149,10 +154,7 @@ def _embed(
     first_id: int = 0,
     *form: Any,
 ) -> None:
-    weight: PackedWeight | QuantisedWeight = PackedWeight(panels, rows, columns)
-    if panels.dtype == torch.uint8:
-        weight = QuantisedWeight(panels, rows, columns, _format(*form))
-    ops.embed(program, out, ids, weight, scale, first_id)
+    ops.embed(program, out, ids, _weight(panels, rows, columns, *form), scale, first_id)
 
 
 def _ids(logits: Tensor, *_: Tensor) -> Tensor:
@@ -178,7 +180,12 @@ OPERATORS = {
     ),
     "gated_activation": Operator("(Tensor gate_up, str kind) -> Tensor", _half_rows, _gated_activation),
     "pack_weight": Operator("(Tensor matrix) -> Tensor", _empty_panels, _pack_weight),
-    "linear": Operator("(Tensor x, Tensor panels, Tensor? bias, SymInt outputs) -> Tensor", _outputs, _linear),
+    "linear": Operator(
+        "(Tensor x, Tensor panels, Tensor? bias, SymInt outputs, int bits=0, int group=0, bool has_offset=False) "
+        "-> Tensor",
+        _outputs,
+        _linear,
+    ),
     "quantise": Operator("(Tensor x) -> Tensor", _empty_codes, _quantise),
     "linear_quantised": Operator(
         "(Tensor x, Tensor panels, Tensor? bias, SymInt inputs, SymInt outputs, int bits, int group, bool has_offset) "

@@ -34,12 +34,12 @@ class Linear(Generic[W]):
     @property
     def reads_quantised(self) -> bool:
         """Whether some part multiplies integers."""
-        return any(isinstance(part, QuantisedWeight) for part in self.parts)
+        return any(ops.reads_quantised(part) for part in self.parts if not isinstance(part, CudaWeight))
 
     @property
     def reads_plain(self) -> bool:
         """Whether some part multiplies floats."""
-        return any(isinstance(part, PackedWeight) for part in self.parts)
+        return any(not ops.reads_quantised(part) for part in self.parts if not isinstance(part, CudaWeight))
 
     def record(self: "Linear[HostWeight]", program: Program, out: Tensor, x: Activations, rows: Count) -> None:
         """Appends out = x · matrixᵀ + bias; out: float32 [rows, out]."""

@@ -85,7 +85,7 @@ PLANTED = {
     ),
     "a panel too few": (
         "linear",
-        "[torch.empty(2, 40), torch.ones(2, 24), torch.ones(2, 24, 16), None, 2, 24, 40, 24, 40, 0]",
+        "[torch.empty(2, 40), torch.ones(2, 24), torch.ones(2, 24, 16), None, 2, 24, 40, 24, 40, 0, 0, 0, 0]",
     ),
     "one element too few": (
         "gated_activation",

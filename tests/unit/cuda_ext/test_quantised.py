@@ -1,5 +1,5 @@
-"""Integer weights and activations: against float64 products of what they stand for, and to the bit against themselves
-however a product is cut and computed."""
+"""Integer weights, with integer activations and on tiles of bfloat16: against float64 products of what they stand for,
+and to the bit against themselves however a product is cut and computed."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from shoal.cuda_ext import ops, reference
 from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.ops import Activations
-from shoal.cuda_ext.program import Program
+from shoal.cuda_ext.program import Program, no_twin
 from shoal.cuda_ext.quantised import (
     QuantisedGroups,
     QuantisedRows,
@@ -49,10 +49,16 @@ def random_groups(fresh: torch.Generator, form: WeightFormat, outputs: int, inpu
     return QuantisedGroups(codes, scales, offsets, form.bits)
 
 
+def has_tiles() -> bool:
+    compiled = library()
+    return compiled is not None and compiled.has_tiles
+
+
 def truth(x: Tensor, groups: QuantisedGroups, bias: Tensor | None) -> Tensor:
-    """In float64, from the activations that the integers stand for."""
-    rows = eager.quantise(x).dequantise()
-    return reference.linear(rows, groups.dequantise().double(), bias)
+    """In float64, from what is multiplied in the place of activations and weights."""
+    if has_tiles():
+        return reference.linear(x.bfloat16().double(), eager.tile_weights(groups).double(), bias)
+    return reference.linear(eager.quantise(x).dequantise(), groups.dequantise().double(), bias)
 
 
 @pytest.fixture
@@ -139,14 +145,32 @@ def test_a_row_does_not_depend_on_the_others_or_on_threads(fresh: torch.Generato
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_levels_agree_to_the_bit(fresh: torch.Generator, levels: list[str], form: WeightFormat) -> None:
+    """Those without tiles, which round otherwise."""
     groups, x, bias = random_groups(fresh, form, 77, 320), randn(fresh, 45, 320), randn(fresh, 77)
     results = []
     for level in levels:
         use(level)
+        if has_tiles():
+            continue
         packed = pack_quantised(groups, 320)
         results.append(eager.linear(x, packed, bias))
         results.append(torch.cat([eager.linear(row, packed, bias) for row in x.split(1)]))
+    assert len(results) >= 2
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.usefixtures("level")
+def test_weights_of_another_level_are_refused(fresh: torch.Generator) -> None:
+    packed, x = pack_quantised(random_groups(fresh, FORMATS[0], 40, 64), 64), randn(fresh, 2, 64)
+    name, given = ("linear_quantised", eager.quantise(x).storage) if has_tiles() else ("linear", x)
+    form = FORMATS[0]
+    sizes = [2, 64, 40, 40, form.bits, form.group, form.has_offset]
+    if name == "linear":
+        sizes = [2, 64, 40, 64, 40, 0, form.bits, form.group, form.has_offset]
+    program = Program()
+    program.add(name, [torch.empty(2, 40), given, packed.storage, None, *sizes], no_twin)
+    with pytest.raises(IndexError, match="another level"):
+        program.run()
 
 
 @pytest.mark.usefixtures("level")
@@ -219,8 +243,9 @@ def test_wrong_operands_are_named(fresh: torch.Generator) -> None:
         pytest.skip("no CPU library was built")
     packed = pack_quantised(random_groups(fresh, FORMATS[0], 40, 64), 64)
     x, out = randn(fresh, 2, 64), torch.empty(2, 40)
-    with pytest.raises(ValueError, match="quantised x"):
-        ops.linear(Program(), out, Activations(x), packed)
+    wrong = Activations(None, QuantisedRows.empty(2, 64)) if has_tiles() else Activations(x)
+    with pytest.raises(ValueError, match="needs"):
+        ops.linear(Program(), out, wrong, packed)
     with pytest.raises(ValueError, match="fit"):
         ops.linear(Program(), out, Activations(None, QuantisedRows.empty(2, 32)), packed)
     with pytest.raises(ValueError, match="bits"):

@@ -109,6 +109,15 @@ def linear_quantised(fresh: torch.Generator) -> Case:
     )
 
 
+def linear_integers(fresh: torch.Generator) -> Case:
+    groups, x = groups_of(fresh), randn(fresh, 5, 96).bfloat16()
+    panels = pack_quantised(groups, 96).storage
+    return (
+        (x.float(), panels, None, 37, FORM.bits, FORM.group, FORM.has_offset),
+        lambda: reference.linear(x.float(), eager.tile_weights(groups), None),
+    )
+
+
 def embed(fresh: torch.Generator) -> Case:
     matrix, ids = randn(fresh, 37, 40), torch.randint(0, 80, (9,), generator=fresh)
     panels = pack_weight(matrix).storage
@@ -146,6 +155,7 @@ CASES = [
     ("linear", linear),
     ("quantise", quantise),
     ("linear_quantised", linear_quantised),
+    ("linear", linear_integers),
     ("pack_quantised", pack_groups),
     ("embed", embed),
     ("embed", embed_quantised),
@@ -154,8 +164,11 @@ CASES = [
 
 
 def case_of(name: str, make: Callable[[torch.Generator], Case], fresh: torch.Generator) -> Case:
-    if binding.library() is None and make in (linear_quantised, pack_groups, embed_quantised):
+    compiled = binding.library()
+    if compiled is None and make in (linear_quantised, linear_integers, pack_groups, embed_quantised):
         pytest.skip("no CPU library was built: there are no quantised weights")
+    if compiled is not None and make is (linear_quantised if compiled.has_tiles else linear_integers):
+        pytest.skip(f"{compiled.level} multiplies quantised weights by the other operator")
     return make(fresh)
 
 

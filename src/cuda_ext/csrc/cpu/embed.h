@@ -44,6 +44,7 @@ INLINE float half_precision(const uint8_t* p) {
     return load_half_precision(several)[0];
 }
 
+template <bool ForTiles>
 void embed_quantised(const EmbedArgs& a, int64_t begin, int64_t end) {
     const WeightFormat format{a.bits, a.group, a.has_offset != 0};
     const int64_t groups = format.groups(a.dim), lines = format.lines();
@@ -60,17 +61,18 @@ void embed_quantised(const EmbedArgs& a, int64_t begin, int64_t end) {
             const float scale = half_precision(scales), offset = format.has_offset ? half_precision(scales + 32) : 0.0f;
             const int64_t first = group * a.group, count = min_of(a.group, a.dim - first);
             for (int64_t i = 0; i < count; i++) {
-                const int64_t line = a.bits == 4 ? i % 16 / 4 : i / 4;
-                const int code = block[line * kLine + lane * 4 + i % 4];
-                const int value = (a.bits == 8 ? code : i < 16 ? code & 15 : code >> 4) - format.zero();
+                const auto [byte, upper] = format.place(lane, i, ForTiles);
+                const int code = block[byte];
+                const int value = (a.bits == 8 ? code : upper ? code >> 4 : code & 15) - format.zero();
                 out[first + i] = (float(value) * scale + offset) * float(a.scale);
             }
         }
     }
 }
 
+template <bool ForTiles>
 void embed(const EmbedArgs& a, int64_t begin, int64_t end) {
-    if (a.bits) return embed_quantised(a, begin, end);
+    if (a.bits) return embed_quantised<ForTiles>(a, begin, end);
     (a.dtype == kFloat32 ? embed_tokens<float> : embed_tokens<bf16>)(a, begin, end);
 }
 

@@ -13,10 +13,13 @@ struct Level {
     void (*rope_write_kv)(const RopeWriteKvArgs&, int64_t begin, int64_t end);
     void (*gated_activation)(const GatedActivationArgs&, int64_t begin, int64_t end);
     void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
+    void (*embed_for_tiles)(const EmbedArgs&, int64_t begin, int64_t end);  // the same where integers lie for tiles
     void (*pack_weight)(const PackWeightArgs&, int64_t begin, int64_t end);  // panels
     void (*lay_tiles)(const LinearArgs&, const LinearTiles&, float* to, int64_t begin, int64_t end);
     void (*linear)(const LinearArgs&, const LinearTiles&, const LinearSpan&);
-    int (*linear_bf16)(const LinearArgs&);  // all of linear with bfloat16 weights, returns a status; or null
+    // All of linear with bfloat16 and with integer weights, on tiles; they return a status. Or null
+    int (*linear_bf16)(const LinearArgs&);
+    int (*linear_integers)(const LinearArgs&);
     void (*linear_quantised)(const QuantisedLinearArgs&, const QuantisedSpan&);
     void (*quantise)(const QuantiseArgs&, int64_t begin, int64_t end);
     int64_t linear_rows;  // at most in a tile

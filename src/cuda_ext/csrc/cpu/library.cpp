@@ -6,7 +6,7 @@
 
 #include "level.h"
 #include "linear_amx.h"
-#include "linear_quantised_amx.h"
+#include "linear_integers_amx.h"
 #include "paged_attention_amx.h"
 #include "parallel.h"
 #include "tiles.h"
@@ -22,7 +22,8 @@ struct NamedLevel {
 #if defined(__x86_64__)
 Level with_tiles(Level level) {
     level.linear_bf16 = linear_amx;
-    level.linear_quantised = linear_quantised_amx;
+    level.linear_integers = linear_integers_amx;
+    level.embed = level.embed_for_tiles;
     level.paged_attention = paged_attention_amx;
     return level;
 }
@@ -83,6 +84,9 @@ EXPORT const char* shoal_level() { return chosen->name; }
 
 // The name of the index-th level, best first; null after the last one.
 EXPORT const char* shoal_level_name(int index) { return levels()[index].name; }
+
+// Whether linear takes integer weights at this level, whose activations then stay floats.
+EXPORT int shoal_has_tiles() { return current_level().linear_integers != nullptr; }
 
 EXPORT int shoal_level_supported(int index) { return levels()[index].supported; }
 

@@ -34,6 +34,7 @@ extern "C" {
 EXPORT int shoal_linear(const LinearArgs* args) {
     const LinearArgs& a = *args;
     if (a.rows == 0 || a.outputs == 0) return kOk;
+    if (a.bits) return current_level().linear_integers ? current_level().linear_integers(a) : kOtherLayout;
     if (a.dtype == kBFloat16 && current_level().linear_bf16) return current_level().linear_bf16(a);
     const int64_t most_rows = current_level().linear_rows;
     LinearTiles tiles{a.x, a.rows, (a.rows + most_rows - 1) / most_rows, 0};

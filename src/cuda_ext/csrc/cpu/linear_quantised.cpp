@@ -28,11 +28,9 @@ void place(const PackQuantisedArgs& a, const WeightFormat& format, int64_t outpu
                   (output / kPanel * a.groups + group) * format.block_bytes();
     const uint8_t* codes = a.codes + at * a.group;
     for (int64_t i = 0; i < a.group; i++) {
-        uint8_t* to = block + (a.bits == 4 ? i % 16 / 4 : i / 4) * kLine + lane * 4 + i % 4;
-        if (a.bits == 8)
-            *to = codes[i];
-        else if (i < 16)
-            *to = uint8_t(codes[i] | codes[i + 16] << 4);
+        const auto [byte, upper] = format.place(lane, i, current_level().linear_integers != nullptr);
+        const int shift = upper ? 4 : 0, mask = a.bits == 8 ? 0xff : 0xf << shift;
+        block[byte] = uint8_t((block[byte] & ~mask) | codes[i] << shift);
     }
     uint8_t* scales = block + format.lines() * kLine + lane * 2;
     std::memcpy(scales, a.scales + at, 2);
@@ -46,6 +44,7 @@ extern "C" {
 EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
     const QuantisedLinearArgs& a = *args;
     if (a.rows == 0 || a.outputs == 0) return kOk;
+    if (current_level().linear_integers) return kOtherLayout;
     const int64_t panels = (a.outputs + kPanel - 1) / kPanel;
     const int64_t groups = WeightFormat{a.bits, a.group, false}.groups(a.inputs);
     if (groups > kMostFactors) return kNoMemory;

@@ -12,7 +12,6 @@
 namespace {
 
 constexpr int64_t kLookOut_ns = 50'000;  // the operators of a step follow each other in less
-constexpr int kMostThreads = 256;
 constexpr uint32_t kClosed = UINT32_MAX;
 
 typedef void (*Run)(const void*, int64_t, int);

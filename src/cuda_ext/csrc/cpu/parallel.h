@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+constexpr int kMostThreads = 256;
+
 // cpus: one a thread, where helpers stay; the first is the caller's own, which goes where it likes. Or null.
 void set_threads(int count, const int* cpus);
 int thread_count();

@@ -7,6 +7,9 @@
 // A weight: panels of 16 outputs; a panel is one block after the other, a block a group of inputs of all 16 outputs:
 //   W8, groups of 32 or 16: a line of 64 bytes for each 4 inputs, 4 bytes an output, each code + 128
 //   W4, groups of 32: line i holds inputs 4i to 4i + 3 in the low halves, inputs 16 + 4i to 19 + 4i in the high ones
+// or, for tiles, which take output after output (tile_weights.h):
+//   W8: one output's codes after the other's
+//   W4: line i has 16 bits for each input: the codes of outputs 4i (in the lowest bits) to 4i + 3
 // and then 16 half-precision scales and, with offsets, 16 half-precision offsets. A weight is scale · (code − zero) +
 // offset; zero is 8 for W4 without offsets and 0 otherwise.
 #pragma once
@@ -25,6 +28,17 @@ struct WeightFormat {
     constexpr int64_t block_bytes() const { return lines() * kLine + (has_offset ? 64 : 32); }
     constexpr int64_t groups(int64_t inputs) const { return (inputs + kGroup - 1) / kGroup * kGroup / group; }
     constexpr int64_t panel_bytes(int64_t inputs) const { return groups(inputs) * block_bytes(); }
+    // Where in a block a code lies: its byte, and for W4 whether in the byte's upper half.
+    struct Place {
+        int64_t byte;
+        bool upper;
+    };
+    constexpr Place place(int64_t output, int64_t input, bool for_tiles) const {
+        if (for_tiles)
+            return bits == 8 ? Place{output * group + input, false}
+                             : Place{output / 4 * kLine + input * 2 + output % 4 / 2, output % 2 == 1};
+        return {(bits == 4 ? input % 16 / 4 : input / 4) * kLine + output * 4 + input % 4, bits == 4 && input >= 16};
+    }
     constexpr int zero() const { return bits == 8 ? 128 : has_offset ? 0 : 8; }
 };
 

@@ -13,7 +13,7 @@ constexpr int64_t kFetchAhead = 2048;  // bytes of weights that are asked of the
 // Half-precision scales or offsets of kWidth outputs.
 INLINE Vec load_half_precision(const uint8_t* p) {
 #if defined(__AVX512F__)
-    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
     return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else

@@ -19,6 +19,7 @@ enum Status : int {
     kNoMemory = 4,
     kContextTooShort = 5,
     kPeerLost = 6,
+    kOtherLayout = 7,
 };
 
 // x: [outer, inner, dim] → out: contiguous, or quantised rows of dim, or both; the other is null
@@ -88,13 +89,14 @@ struct PackWeightArgs {
     int64_t rows, words, row_stride;
 };
 
-// out: [rows, outputs], rows out_stride apart; bias: [outputs] or null
+// out: [rows, outputs], rows out_stride apart; bias: [outputs] or null. Where bits is not 0 the panels are those of
+// pack_quantised: levels with tiles take them here, the others in linear_quantised
 struct LinearArgs {
     float* out;
     const float* x;
     const void* panels;
     const float* bias;
-    int64_t rows, inputs, outputs, row_stride, out_stride, dtype;
+    int64_t rows, inputs, outputs, row_stride, out_stride, dtype, bits, group, has_offset;
 };
 
 // x: [rows, inputs] → quantised: rows as quantised.h lays them out

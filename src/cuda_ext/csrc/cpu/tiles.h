@@ -6,7 +6,7 @@
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileLine = 64;  // bytes of a tile's row
 
-// Whether this processor has tiles of int8 and of bfloat16, and AVX-512's bfloat16, and the system lets this process use them.
+// Whether this processor has tiles of int8 and of bfloat16, and AVX-512's bfloat16 and VBMI2, and the system lets this process use them.
 bool tiles_are_usable();
 
 // What _tile_loadconfig reads: palette 1, the bytes of a row and the rows of each of the eight tiles.
