@@ -174,12 +174,12 @@ def mask_logits(random: torch.Generator) -> list[Call]:
 REGION_BYTES = 4096 + 2 * 2560
 
 
-def all_reduce(random: torch.Generator) -> list[Call]:
-    """Two ranks, to be run together."""
-    regions = _zeros(2, REGION_BYTES, dtype=torch.uint8)
+def all_reduce(random: torch.Generator, steps: int = 2) -> list[Call]:
+    """Three ranks, to be run together."""
+    regions = _zeros(3, REGION_BYTES, dtype=torch.uint8)
     pointers = torch.tensor([region.data_ptr() for region in regions])
-    sizes = {"count": 1200, "ranks": 2, "slot_bytes": 2560, "dtype": 1}
-    parts = [torch.randn(1200, generator=random).to(BF16) for _ in range(2)]
+    sizes = {"count": 1200, "ranks": 3, "slot_bytes": 2560, "dtype": 1, "steps": steps}
+    parts = [torch.randn(1200, generator=random).to(BF16) for _ in range(3)]
     # The header's last bytes are nobody's: a rank that is told to stop would write there.
     spare = regions[0, 4092:4096]
     return [

@@ -130,9 +130,9 @@ class Meeting(TypedDict):
 
 
 def all_reduce(program: CudaProgram, x: Tensor, rows: Count, **meeting: Unpack[Meeting]) -> None:
-    """x: contiguous [rows, columns] of 16 or 32 bits, becomes the sum of every rank's, rank 0's first."""
+    """x: contiguous [rows, columns] of 16 or 32 bits, becomes the sum of every rank's, rank 0's first. What is larger
+    than a slot goes in parts."""
     require(x.dtype in DTYPES and x.is_contiguous(), "all_reduce: x")
-    require(x.nbytes <= meeting["slot_bytes"], "all_reduce: a slot is smaller than x")
     count = Scaled(rows, x.shape[1])
     program.add("all_reduce", x=x, count=count, dtype=DTYPES[x.dtype], **meeting)
 
