@@ -265,10 +265,11 @@ class _Pass:
         description, arrays, inputs = self._description, self._arrays, self._buffers.inputs
         window = description.layer_windows[layer]
         caches = (self._cache.keys[layer], self._cache.values[layer])
+        scales = parameters.cache_scales if caches[0].dtype == torch.float8_e4m3fn else None
         q, k, v = self._project_heads(parameters)
         ops.rope_write_kv(
             self._program, q, k, v, self._rope_table(window), arrays["positions"], *caches, arrays["cache_slots"],
-            self._fault, self._rows,
+            self._fault, self._rows, scales,
         )  # fmt: skip
         ops.paged_attention(
             self._program,
@@ -287,6 +288,7 @@ class _Pass:
             inputs.sequences,
             inputs.most_tokens,
             inputs.most_context,
+            scales,
         )
         self._finish(parameters.output, self._buffers.mixed.flatten(1), parameters.post_norm)
 
