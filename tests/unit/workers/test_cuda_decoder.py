@@ -20,6 +20,7 @@ from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.workers.cuda_decoder import graph_rows
 from shoal.workers.layers import Parameters
 from shoal.workers.load import load_parameters
+from shoal.workers.logprobs import token_logprob
 from shoal.workers.parallel import split
 from shoal.workers.weights.places import DevicePlace, HostPlace
 
@@ -192,9 +193,16 @@ def test_indices_out_of_range_are_refused(device: CudaDevice) -> None:
         driver.step([(sequence, 1)])
 
 
-def test_states_and_their_logits_can_be_read(device: CudaDevice) -> None:
+def test_states_and_their_tokens_log_probabilities_can_be_read(device: CudaDevice) -> None:
     driver = CudaDriver(device, PLAIN, load(device, PLAIN))
     logits = driver.step([(Sequence(prompt(LENGTH)), LENGTH)])
-    wanted = np.array([3, 40, 0, 3])
-    assert torch.equal(driver.decoder.read_logits(wanted), logits[wanted])
+    states, ids, tops = np.array([3, 40, 0, 3]), [7, 148, 0, 9], [2, 0, 5, 1]
+    found = driver.decoder.read_logprobs(states, ids, tops)
+    for ours, state, token_id, top in zip(found, states, ids, tops, strict=True):
+        expected = token_logprob(logits[state].numpy(), token_id, top)
+        assert ours.logprob == pytest.approx(expected.logprob, abs=3e-7)
+        assert [best for best, _ in ours.top] == [best for best, _ in expected.top]
+    many = driver.decoder.read_logprobs(np.arange(300) % LENGTH, list(range(148)) * 2 + [1] * 4, [0] * 300)
+    assert len(many) == 300
+    assert many[3].logprob == driver.decoder.read_logprobs(np.array([3]), [3], [0])[0].logprob
     assert driver.decoder.hidden(LENGTH).shape == (LENGTH, PLAIN.hidden_size)
