@@ -177,6 +177,13 @@ def test_vectors(tiny: Path) -> None:
 
 def test_a_rank_that_dies_ends_the_crew_and_another_serves(tiny: Path) -> None:
     with running_server(str(tiny), *FLAGS, *ON_DEVICE, "--tp", "2", env=emulation()) as server:
+        told = server.get("/metrics")[1]
+        for rank in range(2):
+            info = f'shoal:rank_info{{device="cuda {rank}: emulated chip",level="sm_80",rank="{rank}"}} 1.0'
+            assert info in told
+        assert re.search(r"rank1 .*device device='cuda 1: emulated chip' level=sm_80", server.log()), (
+            server.log()
+        )
         os.kill(server.children()["rank"][1], signal.SIGKILL)
         body = {"model": tiny.name, "prompt": "abc", "max_tokens": 8, "temperature": 0}
         until_s = time.monotonic() + 120
