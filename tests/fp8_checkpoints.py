@@ -33,6 +33,12 @@ def per_channel(weight: Tensor) -> Scaled:
     return Scaled((weight / scales.float()).clamp(-LARGEST, LARGEST).to(E4M3), scales)
 
 
+def per_channel_in_powers_of_two(weight: Tensor) -> Scaled:
+    """bfloat16 holds what is meant."""
+    scales = (weight.abs().amax(1, keepdim=True) / LARGEST).log2().ceil().exp2()
+    return Scaled((weight / scales).to(E4M3), scales)
+
+
 def per_block(rows: int, columns: int) -> Callable[[Tensor], Scaled]:
     def scale(weight: Tensor) -> Scaled:
         codes, stripes = torch.empty_like(weight), []
