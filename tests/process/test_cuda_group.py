@@ -30,28 +30,56 @@ parts = [torch.randn(1500, 1024, generator=random).bfloat16() for _ in range(ran
 x = device.zeros(1500, 1024, dtype=torch.bfloat16)
 rows, program = Count(1500), device.program()
 group.add_up(program, x, rows)
-for count in (1500, 3, 700, 1500):
-    device.send_whole(x, parts[rank])
-    rows.set(count)
+with device.capture() as graph:
     program.run()
+for count in (1500, 3, 700, 1500, 0, 0):
+    device.send_whole(x, parts[rank])
+    if count:
+        rows.set(count)
+        program.run()
+    else:
+        graph.launch()
+        count = 1500
     expected = sum(part.float() for part in parts).bfloat16()
     expected[count:] = parts[rank][count:]
     assert torch.equal(device.fetch(x), expected), count
 assert not device.fetch(fault).item()
+"""
+CLOSE = """
 group.close()
 """
+DIE = """
+import os
+
+if rank == 1:
+    os._exit(0)
+program.run()
+assert device.fetch(fault).item() == 6
+group.close()
+"""
+"""A rank is gone before a sum in two steps."""
 
 
-@pytest.mark.parametrize("most_summed", [16 << 20, 5 << 18])
-def test_three_ranks_add_up_in_two_steps_and_in_parts(most_summed: int, tmp_path: Path) -> None:
-    """Three megabytes, a few rows, and one and a half: in whole, or through slots of one and a quarter."""
+def run(script: str, rendezvous: Path, most_summed: int) -> None:
+    """On three ranks."""
     ranks = 3
     env = {**os.environ, "SHOAL_CUDA_LIBRARY": str(emulated.build()), "SHOAL_EMULATED_DEVICES": str(ranks)}
-    arguments = (str(ranks), str(tmp_path / "rendezvous"), str(most_summed))
+    arguments = (str(ranks), str(rendezvous), str(most_summed))
     crew = [
-        subprocess.Popen((sys.executable, "-c", RANK, str(rank), *arguments), env=env, stderr=subprocess.PIPE)
+        subprocess.Popen((sys.executable, "-c", script, str(rank), *arguments), env=env, stderr=subprocess.PIPE)
         for rank in range(ranks)
     ]
     for rank in crew:
         _, said = rank.communicate(timeout=300)
         assert rank.returncode == 0, said.decode()
+
+
+@pytest.mark.parametrize("most_summed", [16 << 20, 5 << 18])
+def test_ranks_add_up_in_two_steps_and_in_parts(most_summed: int, tmp_path: Path) -> None:
+    """Three megabytes, a few rows, one and a half, and a graph of three: in whole, or through slots of one and a
+    quarter."""
+    run(RANK + CLOSE, tmp_path / "rendezvous", most_summed)
+
+
+def test_a_rank_that_dies_is_told_of_in_two_steps_too(tmp_path: Path) -> None:
+    run(RANK + DIE, tmp_path / "rendezvous", 16 << 20)
