@@ -213,6 +213,22 @@ class Shapes:
         call = self.caller("draw", ids=ids, logits=logits, **here, **sizes)
         return Measured(f"draw, {rows} rows, top-k and top-p", logits.nbytes, 0, call)
 
+    def score_logits(self, rows: int) -> Measured:
+        logits, width = self.random(rows, self.vocabulary).float(), 20
+        sizes = {
+            "count": rows,
+            "logits_rows": rows,
+            "vocabulary": self.vocabulary,
+            "row_stride": self.vocabulary,
+        }
+        call = self.caller(
+            "score_logits", totals=self.zeros(rows, dtype=torch.float64),
+            top_ids=self.zeros(rows, width, dtype=torch.int32), top_values=self.zeros(rows, width, dtype=torch.float32),
+            logits=logits, rows=torch.arange(rows, device=self._place.device),
+            tops=torch.full((rows,), 5, dtype=torch.int32, device=self._place.device), width=width, **sizes,
+        )  # fmt: skip
+        return Measured(f"score_logits, {rows} rows, the best 5", logits.nbytes, 0, call)
+
     def all(self) -> list[Measured]:
         decodes = f"paged_attention, {self.rows} decodes at {self.context}"
         chunk = f"paged_attention, a chunk of {self.chunk}"
@@ -228,6 +244,7 @@ class Shapes:
             self.paged_attention(self.rows, 1, self.context, decodes),
             self.paged_attention(1, self.chunk, self.chunk, chunk),
             self.draw(self.rows),
+            self.score_logits(self.rows),
         ]
 
 

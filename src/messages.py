@@ -201,6 +201,9 @@ class RankStatus(Part, frozen=True):
     """``absent``, ``loading``, ``loaded``, ``warming``, ``ready``, ``resting`` (on its way to sleep) or ``asleep``."""
     done: int = 0
     total: int = 0
+    device: str = ""
+    """As in ``RankHello``; empty while the rank is absent."""
+    level: str = ""
 
 
 # --- frontend → scheduler --------------------------------------------------------------------------------
@@ -469,6 +472,11 @@ class RankHello(Message, frozen=True):
     boot_id: int
     rank: int
     pid: int
+    device: str
+    """``cpu``, or ``cuda`` with the GPU's number and name."""
+    level: str
+    """Which kernels it takes: a processor's instructions (``avx512_amx``), a GPU's architecture (``sm_90``), or
+    ``reference``: torch's."""
 
 
 class Loading(Message, frozen=True):

@@ -171,15 +171,33 @@ def mask_logits(random: torch.Generator) -> list[Call]:
     return [("mask_logits", {"logits": torch.randn(2, 300, generator=random), **fields, **sizes})]
 
 
+def score_logits(random: torch.Generator) -> list[Call]:
+    sizes = {"count": 2, "logits_rows": 3, "vocabulary": 1300, "row_stride": 1300, "width": 4}
+    return [
+        ("score_logits", {
+            "totals": _zeros(2, dtype=torch.float64), "top_ids": _zeros(2, 4, dtype=torch.int32),
+            "top_values": _zeros(2, 4, dtype=torch.float32), "logits": torch.randn(3, 1300, generator=random),
+            "rows": torch.tensor([2, 0]), "tops": torch.tensor([4, 1], dtype=torch.int32), **sizes,
+        }),
+    ]  # fmt: skip
+
+
+def pick_logits(random: torch.Generator) -> list[Call]:
+    logits, values = torch.randn(3, 1300, generator=random), _zeros(2, dtype=torch.float32)
+    sizes = {"count": 2, "logits_rows": 3, "vocabulary": 1300, "row_stride": 1300}
+    fields = {"rows": torch.tensor([2, 0]), "ids": torch.tensor([1299, 5, 0])}
+    return [("pick_logits", {"values": values, "logits": logits, **fields, **sizes})]
+
+
 REGION_BYTES = 4096 + 2 * 2560
 
 
-def all_reduce(random: torch.Generator) -> list[Call]:
-    """Two ranks, to be run together."""
-    regions = _zeros(2, REGION_BYTES, dtype=torch.uint8)
+def all_reduce(random: torch.Generator, steps: int = 2) -> list[Call]:
+    """Three ranks, to be run together."""
+    regions = _zeros(3, REGION_BYTES, dtype=torch.uint8)
     pointers = torch.tensor([region.data_ptr() for region in regions])
-    sizes = {"count": 1200, "ranks": 2, "slot_bytes": 2560, "dtype": 1}
-    parts = [torch.randn(1200, generator=random).to(BF16) for _ in range(2)]
+    sizes = {"count": 1200, "ranks": 3, "slot_bytes": 2560, "dtype": 1, "steps": steps}
+    parts = [torch.randn(1200, generator=random).to(BF16) for _ in range(3)]
     # The header's last bytes are nobody's: a rank that is told to stop would write there.
     spare = regions[0, 4092:4096]
     return [
@@ -210,7 +228,7 @@ EXAMPLES = {
     for function in (
         *(rms_norm, add_rms_norm, rope_write_kv, gated_activation, embed, linear, linear_quantised),
         *(paged_attention, draw, all_reduce, gather_columns),
-        *(feed_tokens, take_rows, cap_logits, adjust_logits, mask_logits),
+        *(feed_tokens, take_rows, cap_logits, adjust_logits, mask_logits, score_logits, pick_logits),
     )
 }
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from shoal.checkpoint import describe, locate_model
 from shoal.checkpoint.description import ModelDescription, Rope
 from shoal.config import Quantization
+from shoal.cuda_ext.fp8 import Fp8Rows
 from shoal.cuda_ext.quantised import QuantisedGroups
 from shoal.workers.architectures import choose_layout, expected_shapes
 from shoal.workers.decoder import Decoder
@@ -150,6 +151,12 @@ class MemorySource:
 
     def format_of(self, name: str, columns: slice | None = None) -> None:
         """Floats."""
+
+    def read_fp8(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Fp8Rows:
+        raise NotImplementedError
+
+    def cache_scale(self, attention: str, which: str, kv_heads: int) -> None:
+        pass
 
     def read_groups(
         self, name: str, rows: slice | None = None, columns: slice | None = None

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from shoal.checkpoint.description import ModelDescription, Rope
 from shoal.checkpoint.fields import REMEDY, Fields, read_json_object, shown
+from shoal.checkpoint.hf_quantization import fp8_scheme
 from shoal.checkpoint.hf_rope import MAX_POSITION, internlm_rope, rope_of, stretched_length
 
 _ARCHITECTURES = {
@@ -107,12 +108,7 @@ def _family(config: Fields) -> str:
 
 
 def _refuse_unsupported(config: Fields) -> None:
-    for name in ("quantization_config", "compression_config"):
-        if quantization := config.nested(name):
-            method = quantization.values.get("quant_method", "of an unknown method")
-            raise config.error(
-                name, f"({shown(method)}) is not available yet: serve the unquantised model or a .gguf"
-            )
+    fp8_scheme(config)
     if config.flag("use_bidirectional_attention", False):
         raise config.error(
             "use_bidirectional_attention", "is true: this is no text generator; serve a causal model"

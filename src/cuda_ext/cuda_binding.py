@@ -56,7 +56,11 @@ OPERATORS = {
         "rows vocabulary row_stride *stream"
     ),
     "mask_logits": "*logits *mask_of *masks rows vocabulary row_stride mask_bytes *stream",
-    "all_reduce": "*x *regions *stop *fault count rank ranks slot_bytes dtype *stream",
+    "score_logits": (
+        "*totals *top_ids *top_values *logits *rows *tops count logits_rows vocabulary row_stride width *stream"
+    ),
+    "pick_logits": "*values *logits *rows *ids count logits_rows vocabulary row_stride *stream",
+    "all_reduce": "*x *regions *stop *fault count rank ranks slot_bytes dtype steps *stream",
     "gather_columns": (
         "*out *x *widths *regions *stop *fault rows x_stride out_stride rank ranks slot_bytes *stream"
     ),
@@ -85,7 +89,9 @@ PICKS = {
     "cap_logits": "a thread a logit",
     "adjust_logits": "a block a row",
     "mask_logits": "a thread a logit",
-    "all_reduce": "one step over peer memory, up to 8 ranks of one host",
+    "score_logits": "a block a row; a pass for each of the best",
+    "pick_logits": "a thread a row",
+    "all_reduce": "over peer memory, up to 8 ranks of one host: one step, or two where there is much to add",
     "gather_columns": "one step over peer memory, a block a row",
 }
 """How each operator is shared out, for ``python -m shoal.cuda_ext``."""

@@ -37,7 +37,13 @@ class CudaDevice:
 
     @property
     def name(self) -> str:
+        """Its number and the driver's name for it."""
         return list(self.library.chips())[self.index]
+
+    @property
+    def architecture(self) -> str:
+        """``sm_90``; of what is emulated ``sm_80``."""
+        return self.library.chips()[self.name]
 
     def program(self) -> CudaProgram:
         """For operators on this device's stream."""

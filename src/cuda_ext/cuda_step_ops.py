@@ -117,6 +117,46 @@ def draw(
     program.add("draw", ids=ids, logits=logits, **columns, rows=rows, **sizes)
 
 
+def score_logits(
+    program: CudaProgram,
+    totals: Tensor,
+    top: tuple[Tensor, Tensor],
+    logits: Tensor,
+    rows: Tensor,
+    tops: Tensor,
+    count: Count,
+) -> None:
+    """Of the rows of logits (float32 [any, vocabulary]) that ``rows``, int64 [count], names. totals: float64 [count],
+    the logarithm of the sum of exponentials. top: ids, int32, and logits, float32, [count, width] each, of the best
+    that are above -inf, as many as tops, int32 [count], says; -1 where there are no more."""
+    _require_logits(logits)
+    most, (ids, values) = len(rows), top
+    require(is_vector(totals, torch.float64, most), "score_logits: totals is not float64 [count]")
+    require(is_vector(rows, torch.int64, most), "score_logits: rows is not int64 [count]")
+    require(is_vector(tops, torch.int32, most), "score_logits: tops is not int32 [count]")
+    require(len(ids) == most and ids.shape == values.shape, "score_logits: top is not [count, width]")
+    require(ids.dtype == torch.int32 and values.dtype == torch.float32, "score_logits: top is of other types")
+    require(ids.is_contiguous() and values.is_contiguous(), "score_logits: top is not contiguous")
+    sizes = {"logits_rows": len(logits), "vocabulary": logits.shape[1], "row_stride": logits.stride(0)}
+    program.add(
+        "score_logits", totals=totals, top_ids=ids, top_values=values, logits=logits, rows=rows, tops=tops, count=count,
+        width=ids.shape[1], **sizes,
+    )  # fmt: skip
+
+
+def pick_logits(
+    program: CudaProgram, values: Tensor, logits: Tensor, rows: Tensor, ids: Tensor, count: Count
+) -> None:
+    """values: float32 [count], logits[row, ids[row]] of each of rows, int64 [count]; ids: int64 [rows of logits]. What
+    is out of range is left out."""
+    _require_logits(logits)
+    require(is_vector(values, torch.float32, len(rows)), "pick_logits: values is not float32 [count]")
+    require(is_vector(rows, torch.int64, len(rows)), "pick_logits: rows is not int64 [count]")
+    require(is_vector(ids, torch.int64, len(logits)), "pick_logits: ids is not int64 [rows of logits]")
+    sizes = {"logits_rows": len(logits), "vocabulary": logits.shape[1], "row_stride": logits.stride(0)}
+    program.add("pick_logits", values=values, logits=logits, rows=rows, ids=ids, count=count, **sizes)
+
+
 class Meeting(TypedDict):
     """How ranks meet in an operator. regions: int64 [ranks] on the host, addresses of all ranks' memory: a header and
     two slots; stop: int32 [1], pinned; fault: int32 [1] on the device."""
@@ -130,9 +170,9 @@ class Meeting(TypedDict):
 
 
 def all_reduce(program: CudaProgram, x: Tensor, rows: Count, **meeting: Unpack[Meeting]) -> None:
-    """x: contiguous [rows, columns] of 16 or 32 bits, becomes the sum of every rank's, rank 0's first."""
+    """x: contiguous [rows, columns] of 16 or 32 bits, becomes the sum of every rank's, rank 0's first. What is larger
+    than a slot goes in parts."""
     require(x.dtype in DTYPES and x.is_contiguous(), "all_reduce: x")
-    require(x.nbytes <= meeting["slot_bytes"], "all_reduce: a slot is smaller than x")
     count = Scaled(rows, x.shape[1])
     program.add("all_reduce", x=x, count=count, dtype=DTYPES[x.dtype], **meeting)
 

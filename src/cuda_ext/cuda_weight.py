@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from shoal.cuda_ext.cuda_device import CudaDevice
+from shoal.cuda_ext.fp8 import FP8, Fp8, Fp8Rows, round_rows
 from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
 
 TILE_OUTPUTS = 16
@@ -32,9 +33,12 @@ def tile_bytes(form: WeightFormat) -> int:
 
 
 def empty_weight(
-    device: CudaDevice, rows: int, columns: int, form: WeightFormat | None, dtype: torch.dtype
+    device: CudaDevice, rows: int, columns: int, form: WeightFormat | Fp8 | None, dtype: torch.dtype
 ) -> CudaWeight:
     """Zeros. form: None for a plain matrix of ``dtype``. Raises MemoryError where the device has not so much."""
+    if form == FP8:
+        scales = device.zeros(rows, dtype=torch.float32)
+        return CudaWeight(device.zeros(rows, columns, dtype=torch.float8_e4m3fn), rows, columns, scales=scales)
     if form is None:
         return CudaWeight(device.zeros(rows, columns, dtype=dtype), rows, columns)
     tiles = (-(-rows // TILE_OUTPUTS), -(-columns // TILE_INPUTS), tile_bytes(form))
@@ -48,14 +52,18 @@ def write_matrix(device: CudaDevice, weight: CudaWeight, first_row: int, matrix:
 
 
 def fp8_weight(matrix: Tensor) -> CudaWeight:
-    """matrix: [rows, columns], on the device. Rounded to e4m3, with a scale for each row that makes its largest element
-    the format's."""
+    """matrix: [rows, columns], on the device; rounded."""
+    rounded = round_rows(matrix)
     rows, columns = matrix.shape
-    wide = matrix.float()
-    scales = wide.abs().amax(dim=1) / torch.finfo(torch.float8_e4m3fn).max
-    # A row of zeros has any scale.
-    codes = (wide / torch.where(scales > 0, scales, 1.0)[:, None]).to(torch.float8_e4m3fn)
-    return CudaWeight(codes.contiguous(), rows, columns, scales=scales)
+    return CudaWeight(rounded.codes, rows, columns, scales=rounded.scales)
+
+
+def write_fp8(device: CudaDevice, weight: CudaWeight, first_row: int, part: Fp8Rows) -> None:
+    """part: some rows of an fp8 weight's, on the host."""
+    assert weight.scales is not None
+    rows = slice(first_row, first_row + len(part.codes))
+    device.send_whole(weight.storage[rows].view(torch.uint8), part.codes.view(torch.uint8))
+    device.send_whole(weight.scales[rows], part.scales)
 
 
 def write_groups(device: CudaDevice, weight: CudaWeight, first_row: int, groups: QuantisedGroups) -> None:

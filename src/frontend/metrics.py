@@ -2,7 +2,7 @@
 several of them never disagree."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from shoal.frontend.health import QUERY_PATIENCE_S
 from shoal.frontend.routes import Operation, Route
 from shoal.frontend.service import Service
-from shoal.messages import Histogram, Stats
+from shoal.messages import Histogram, RankStatus, Stats
 
 _PREFIX: Final = "shoal:"
 _LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
@@ -70,6 +70,7 @@ class _StatsCollector(Collector):
             return
         yield _gauge("ready", {}, float(stats.ready))
         yield _gauge("stalled_ms", {}, float(stats.stalled_ms))
+        yield _rank_info(stats.ranks)
         yield from _families(stats.gauges, GaugeMetricFamily)
         yield from _families(stats.counters, CounterMetricFamily)
         for key, histogram in stats.histograms.items():
@@ -79,6 +80,15 @@ class _StatsCollector(Collector):
 def _gauge(name: str, labels: dict[str, str], value: float) -> Metric:
     family = GaugeMetricFamily(_PREFIX + name, _help(name), labels=list(labels))
     family.add_metric(list(labels.values()), value)
+    return family
+
+
+def _rank_info(ranks: Sequence[RankStatus]) -> Metric:
+    """1 for each rank that there is: what it computes on is in the labels."""
+    family = GaugeMetricFamily(_PREFIX + "rank_info", _help("rank_info"), labels=["rank", "device", "level"])
+    for rank in ranks:
+        if rank.device:
+            family.add_metric([str(rank.rank), rank.device, rank.level], 1.0)
     return family
 
 

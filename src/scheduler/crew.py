@@ -71,6 +71,8 @@ class Rank:
     boot_id: int
     pid: int
     pidfd: int
+    device: str
+    level: str
     phase: str = "loading"
     done: int = 0
     total: int = 0
@@ -183,7 +185,7 @@ class Crew:
         rank = self._ranks.get(number)
         if rank is None:
             return RankStatus(number, 0, "absent")
-        return RankStatus(number, rank.pid, rank.phase, rank.done, rank.total)
+        return RankStatus(number, rank.pid, rank.phase, rank.done, rank.total, rank.device, rank.level)
 
     def _take(self, identity: bytes, message: RankMessage) -> None:
         if isinstance(message, RankHello):
@@ -226,7 +228,7 @@ class Crew:
         pidfd = self._watch.add_process(hello.pid)
         if pidfd is None:
             return
-        rank = Rank(hello.rank, identity, hello.boot_id, hello.pid, pidfd)
+        rank = Rank(hello.rank, identity, hello.boot_id, hello.pid, pidfd, hello.device, hello.level)
         self._ranks[hello.rank] = rank
         event(_LOG, "rank_connected", rank=hello.rank, pid=hello.pid, crew_epoch=self.epoch)
         if self.rest_level:

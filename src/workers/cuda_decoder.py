@@ -6,6 +6,7 @@ number of rows (1, 2, 4, 8, 16, 24, …) and of sections of the longest context;
 number are filled up with tokens that nobody reads. Activations are of 16 bits, the residual float32.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -22,8 +23,10 @@ from shoal.cuda_ext.cuda_program import CudaProgram
 from shoal.cuda_ext.cuda_staging import Staged
 from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.cuda_ext.program import Count
+from shoal.messages import TokenLogprob
 from shoal.workers.cuda_group import DeviceGroup
 from shoal.workers.cuda_inputs import CudaInputs, StepLimits
+from shoal.workers.cuda_logprobs import CudaLogprobs
 from shoal.workers.inputs import StepInputs
 from shoal.workers.kv_cache import KVCache
 from shoal.workers.layers import AttentionParameters, FeedForwardParameters, Linear, Parameters
@@ -81,7 +84,12 @@ class CudaBuffers:
         self.logits = self.own_logits
         if shard.tp > 1 and shard.rank == 0:
             self.logits = device.zeros(sequences, description.vocab_size, dtype=torch.float32)
-        self.read_rows = Staged(device, {"rows": ((sequences,), torch.int64)})
+        self.readings = Staged(
+            device, {"rows": ((sequences,), torch.int64), "ids": ((sequences,), torch.int64)}
+        )
+        self.logprobs = None
+        if shard.rank == 0:
+            self.logprobs = CudaLogprobs(device, self.logits, self.readings.device["ids"])
         self.rope_tables = {
             rope: _sent(device, table) for rope, table in rope_tables(description, limits.context).items()
         }
@@ -109,7 +117,6 @@ class CudaDecoder:
         self._buffers = buffers
         self._device = buffers.device
         self._inputs = buffers.inputs
-        self._vocab_size = description.vocab_size
         self._spare_block = cache.num_blocks
         self.logits = buffers.logits
         self.ids = buffers.results.device["ids"]
@@ -119,16 +126,10 @@ class CudaDecoder:
         self._reading = self._device.program()
         head = _Head(description, parameters, group, buffers)
         head.record(self._program, self._inputs.device["state_rows"], self._inputs.states)
-        head.record(self._reading, buffers.read_rows.device["rows"], self._read)
-        self._is_first = shard.rank == 0
+        head.record(self._reading, buffers.readings.device["rows"], self._read)
         self._telling = self._device.program()
         group.tell_ids(self._telling, self.ids, self._inputs.states)
         self._graphs: dict[tuple[int, int], Graph] = {}
-
-    @property
-    def vocab_size(self) -> int:
-        """Columns of ``logits``."""
-        return self._vocab_size
 
     def start(self, inputs: StepInputs, sources: Int32s) -> None:
         """Puts a step on the stream, from token ids to logits. sources: as ``CudaInputs.load`` wants them."""
@@ -172,18 +173,28 @@ class CudaDecoder:
         """float32 [tokens, hidden] on the host, of the step that was started last. Waits for it."""
         return self._device.fetch(self._buffers.normed[:tokens]).float()
 
-    def read_logits(self, states: NDArray[np.int64]) -> Tensor | None:
-        """float32 [S, vocabulary] on the host, of any of that step's states; None on other ranks than the first. Waits;
-        the step's own are lost."""
-        parts = []
-        for begin in range(0, len(states), self._read.most):
-            part = states[begin : begin + self._read.most]
-            self._read.set(len(part))
-            self._buffers.read_rows.fill()["rows"][: len(part)] = part
-            self._buffers.read_rows.send()
+    def read_logprobs(
+        self, states: NDArray[np.int64], ids: Sequence[int], tops: Sequence[int]
+    ) -> list[TokenLogprob]:
+        """Of the tokens ``ids`` after any of that step's states, each with so many of the best; on other ranks than the
+        first none. Waits; the step's own logits are lost."""
+        logprobs: list[TokenLogprob] = []
+        for begin in range(0, len(ids), self._read.most):
+            part = slice(begin, begin + self._read.most)
+            count = len(ids[part])
+            self._read.set(count)
+            filled = self._buffers.readings.fill()
+            filled["rows"][:count], filled["ids"][:count] = states[part], ids[part]
+            self._buffers.readings.send()
             self._reading.run()
-            parts.append(self._device.fetch(self.logits[: len(part)]))
-        return torch.cat(parts) if self._is_first else None
+            found = None
+            if self._buffers.logprobs is not None:
+                self._buffers.logprobs.start(range(count), tops[part])
+                found = self._buffers.logprobs.bring()
+            self._device.wait()
+            if found is not None:
+                logprobs += [found.read(place, top) for place, top in enumerate(tops[part])]
+        return logprobs
 
 
 def _graph_context(context: int, most: int) -> int:
@@ -265,10 +276,11 @@ class _Pass:
         description, arrays, inputs = self._description, self._arrays, self._buffers.inputs
         window = description.layer_windows[layer]
         caches = (self._cache.keys[layer], self._cache.values[layer])
+        scales = parameters.cache_scales if caches[0].dtype == torch.float8_e4m3fn else None
         q, k, v = self._project_heads(parameters)
         ops.rope_write_kv(
             self._program, q, k, v, self._rope_table(window), arrays["positions"], *caches, arrays["cache_slots"],
-            self._fault, self._rows,
+            self._fault, self._rows, scales,
         )  # fmt: skip
         ops.paged_attention(
             self._program,
@@ -287,6 +299,7 @@ class _Pass:
             inputs.sequences,
             inputs.most_tokens,
             inputs.most_context,
+            scales,
         )
         self._finish(parameters.output, self._buffers.mixed.flatten(1), parameters.post_norm)
 

@@ -26,6 +26,8 @@ from shoal.cuda_ext.program import Count
 _TIMEOUT_S: Final = 30.0
 """For peers that do not come to the rendezvous."""
 _LOOK_S: Final = 0.05
+_MOST_SUMMED: Final = 16 << 20
+"""Bytes that are summed at once: 2048 tokens of 4096 elements in 16 bits."""
 
 
 class DeviceGroup(Protocol):
@@ -78,8 +80,8 @@ class PeerRegions:
         self.id_widths = torch.tensor([2] + [0] * (len(widths) - 1))
         self.fault = fault
         slots = {
-            "half_sums": tokens * hidden_size * 2,
-            "float_sums": tokens * hidden_size * 4,
+            "half_sums": min(tokens * hidden_size * 2, _MOST_SUMMED),
+            "float_sums": min(tokens * hidden_size * 4, _MOST_SUMMED),
             "logits": sequences * max(widths) * 4,
             "ids": sequences * 8,
         }

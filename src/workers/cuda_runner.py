@@ -140,5 +140,4 @@ class CudaRunner:
         return pool(rows, self._decoder.hidden(int(rows.counts.sum())), self._slots.epochs(rows.slots))
 
     def _score(self, rows: PlannedRows) -> tuple[ScoredRow, ...]:
-        spans = self._slots.spans(rows)
-        return score(self._decoder.read_logits, spans, self._decoder.vocab_size)
+        return score(self._decoder.read_logprobs, self._slots.spans(rows))

@@ -1,7 +1,7 @@
 """From logits on a device to tokens there: what ``sampler`` does on the host, with the same numbers.
 
 What only the host knows, biases, penalties, masks of grammars and the parameters of the draw, goes to the device in a
-few copies; the ids stay there, for the next step, and are copied back with the log-probabilities' logits.
+few copies; the ids stay there, for the next step, and are copied back with the log-probabilities.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from shoal.cuda_ext import cuda_step_ops as ops
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.cuda_staging import Staged
 from shoal.cuda_ext.program import Count
-from shoal.workers.logprobs import token_logprob
+from shoal.workers.cuda_logprobs import CudaLogprobs, RowLogprobs
 from shoal.workers.philox import uniform
 from shoal.workers.sampler import Drawn, SamplerRow
 
@@ -51,7 +51,7 @@ class CudaSampler:
         ops.mask_logits(
             self._masking, logits, self._masks.device["mask_of"], self._masks.device["masks"], self._rows
         )
-        self._read: list[Tensor] = []
+        self._logprobs = CudaLogprobs(device, logits, ids)
 
     def start(self, rows: Sequence[SamplerRow]) -> "Draws":
         """Puts the draw for the first rows of the logits on the stream; they hold the adjusted and constrained logits
@@ -59,7 +59,10 @@ class CudaSampler:
         self._rows.set(len(rows))
         if any(row.adjusts for row in rows):
             self._adjust(rows)
-        told = self._read_logits(rows)
+        told = [place for place, row in enumerate(rows) if row.sampling.logprobs >= 0]
+        if told:
+            # Before the constraints: what they forbid is told of too.
+            self._logprobs.start(told, [rows[place].sampling.logprobs for place in told])
         failures = self._constrain(rows) if any(row.constrained for row in rows) else {}
         columns = self._parameters.fill()
         for place, row in enumerate(rows):
@@ -70,7 +73,7 @@ class CudaSampler:
             columns["uniform"][place] = uniform(wanted.seed, row.position) if wanted.temperature else 0.0
         self._parameters.send()
         self._drawing.run()
-        return Draws(rows, failures, told)
+        return Draws(rows, failures, told, self._logprobs.bring() if told else None)
 
     def _adjust(self, rows: Sequence[SamplerRow]) -> None:
         needed = max(sum(len(row.bias[0]) for row in rows), sum(len(row.seen[0]) for row in rows))
@@ -98,39 +101,31 @@ class CudaSampler:
         self._masking.run()
         return failures
 
-    def _read_logits(self, rows: Sequence[SamplerRow]) -> dict[int, NDArray[np.float32]]:
-        """Copies of those that log-probabilities are wanted of, by row; there once the draw is."""
-        wanted = [place for place, row in enumerate(rows) if row.sampling.logprobs >= 0]
-        if not wanted:
-            return {}
-        self._read.reverse()
-        if not self._read or len(self._read[0]) < len(wanted):
-            # None of the two may be written to while it is read.
-            shape = (2 * len(wanted), self._logits.shape[1])
-            self._read = [self._device.pinned(*shape, dtype=torch.float32) for _ in range(2)]
-        for to, place in zip(self._read[0], wanted, strict=False):
-            self._device.copy(to, self._logits[place])
-        return {place: to.numpy() for to, place in zip(self._read[0], wanted, strict=False)}
-
 
 class Draws:
     """A draw that was started."""
 
     def __init__(
-        self, rows: Sequence[SamplerRow], failures: dict[int, int], logits: dict[int, NDArray[np.float32]]
+        self,
+        rows: Sequence[SamplerRow],
+        failures: dict[int, int],
+        told: Sequence[int],
+        logprobs: RowLogprobs | None,
     ) -> None:
+        """told: the rows that have log-probabilities, in their order."""
         self.rows = rows
         self._failures = failures
-        self._logits = logits
+        self._told = {row: place for place, row in enumerate(told)}
+        self._logprobs = logprobs
 
     def read(self, ids: Sequence[int]) -> list[Drawn]:
         """Of the ids that were drawn, once they are there."""
         drawn = []
-        for place, (row, token_id) in enumerate(zip(self.rows, ids, strict=True)):
-            token_id = self._failures.get(place, token_id)
-            wants_logprob = place in self._logits and token_id >= 0
-            count = row.sampling.logprobs
-            logprob = token_logprob(self._logits[place], token_id, count) if wants_logprob else None
+        for number, (row, token_id) in enumerate(zip(self.rows, ids, strict=True)):
+            token_id = self._failures.get(number, token_id)
+            logprob = None
+            if self._logprobs is not None and number in self._told and token_id >= 0:
+                logprob = self._logprobs.read(self._told[number], row.sampling.logprobs)
             drawn.append(Drawn(token_id, logprob))
         return drawn
 

@@ -6,7 +6,7 @@ import torch
 
 from shoal import logs
 from shoal.config import Settings
-from shoal.cuda_ext import cuda_binding
+from shoal.cuda_ext import binding, cuda_binding
 from shoal.cuda_ext.cuda_binding import CudaError, CudaLibrary
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.errors import StartError
@@ -32,7 +32,7 @@ def choose_device(settings: Settings, rank: int) -> CudaDevice | None:
             raise StartError(f"--device cuda: {missing}, or take --device cpu")
         return _open(library, settings, rank)
     if library is None or library.is_emulated or missing:
-        logs.event(_LOG, "device", device="cpu", reason=missing or "the CUDA library is an emulation")
+        logs.event(_LOG, "no_gpu", reason=missing or "the CUDA library is an emulation")
         return None
     return _open(library, settings, rank)
 
@@ -63,5 +63,13 @@ def _open(library: CudaLibrary, settings: Settings, rank: int) -> CudaDevice:
         raise StartError(f"--device cuda: GPU {rank} cannot be used ({error}), or take --device cpu") from error
     if not library.is_emulated:
         torch.cuda.set_device(device.torch_device)
-    logs.event(_LOG, "device", device=f"cuda {device.name}", free_bytes=device.free_bytes())
+    logs.event(_LOG, "gpu_memory", free_bytes=device.free_bytes(), total_bytes=device.total_bytes())
     return device
+
+
+def describe_device(device: CudaDevice | None) -> tuple[str, str]:
+    """What a rank computes on and which kernels it takes, as ``messages.RankHello`` tells them."""
+    if device is None:
+        library = binding.library()
+        return "cpu", binding.REFERENCE if library is None else library.level
+    return f"cuda {device.name}", device.architecture

@@ -53,7 +53,8 @@ class Linear(Generic[W]):
 
 @dataclass(frozen=True, slots=True)
 class AttentionParameters(Generic[W]):
-    """Norm weights are float32; ``qkv`` has the rank's query heads, then key heads, then value heads."""
+    """Norm weights are float32; ``qkv`` has the rank's query heads, then key heads, then value heads.
+    cache_scales: what an fp8 cache's keys and values are multiplied with, float32 [the rank's KV heads] each."""
 
     norm: Tensor
     qkv: Linear[W]
@@ -61,6 +62,7 @@ class AttentionParameters(Generic[W]):
     k_norm: Tensor | None
     output: Linear[W]
     post_norm: Tensor | None
+    cache_scales: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,10 @@ class Parameters(Generic[W]):
 
     def tensors(self) -> Iterator[Tensor]:
         """All of them as they lie in memory."""
-        yield from (weight.storage for weight in self.weights())
+        for weight in self.weights():
+            yield weight.storage
+            if isinstance(weight, CudaWeight) and weight.scales is not None:
+                yield weight.scales
         yield from self.vectors()
 
     def weights(self) -> Iterator[W]:
@@ -107,7 +112,7 @@ class Parameters(Generic[W]):
         yield from (part for linear in self._linears() for part in linear.parts)
 
     def vectors(self) -> Iterator[Tensor]:
-        """Norms and biases."""
+        """Norms, biases and the cache's scales."""
         yield self.final_norm
         for layer in self.layers:
             attention, ffn = layer.attention, layer.ffn
@@ -119,6 +124,7 @@ class Parameters(Generic[W]):
                 ffn.norm,
             )
             yield from (norm for norm in (*norms, ffn.post_norm) if norm is not None)
+            yield from attention.cache_scales or ()
         yield from (linear.bias for linear in self._linears() if linear.bias is not None)
 
     def _linears(self) -> Iterator[Linear[W]]:

@@ -16,8 +16,10 @@ _HELLO_INTERVAL_S: Final = 0.2
 class SchedulerLink:
     """One DEALER; ``receive`` gives the next message meant for this process, or None."""
 
-    def __init__(self, run_dir: str, rank: int) -> None:
+    def __init__(self, run_dir: str, rank: int, device: str, level: str) -> None:
+        """device, level: as ``RankHello`` has them."""
         self._rank = rank
+        self._device, self._level = device, level
         self._boot_id = wire.new_boot_id()
         self._scheduler_boot_id = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -60,5 +62,7 @@ class SchedulerLink:
         if self._scheduler_boot_id or now_s < self._next_hello_s:
             return
         self._next_hello_s = now_s + _HELLO_INTERVAL_S
-        hello = RankHello(PROTOCOL, wire.fingerprint(), self._boot_id, self._rank, os.getpid())
+        hello = RankHello(
+            PROTOCOL, wire.fingerprint(), self._boot_id, self._rank, os.getpid(), self._device, self._level
+        )
         self._socket.send(wire.encode(hello, 0))

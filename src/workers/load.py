@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Quantization
+from shoal.cuda_ext.fp8 import FP8, Fp8Rows
 from shoal.cuda_ext.packed_weight import PANEL
 from shoal.cuda_ext.quantised import (
     QuantisedGroups,
@@ -35,7 +36,7 @@ from shoal.workers.layers import (
     W,
 )
 from shoal.workers.parallel import Shard
-from shoal.workers.weights.places import Place
+from shoal.workers.weights.places import Form, Part, Place
 from shoal.workers.weights.source import WeightSource
 
 __all__ = ["Parameters", "load_parameters"]
@@ -59,7 +60,8 @@ def load_parameters(
     quantization: Quantization = "auto",
 ) -> Parameters[W]:
     """This rank's part of the model: matrices as integers where the file has them so (``auto``) or they are asked for
-    (``w8``, ``w4``), else in the place's ``dtype``; norms and biases in float32. Integers need a compiled library."""
+    (``w8``, ``w4``), as fp8 where the file and the place have that (``auto``), else in the place's ``dtype``; norms and
+    biases in float32. Integers need a compiled library."""
     layout = choose_layout(description.family, frozenset(source.names()))
     shapes = expected_shapes(description, layout)
     _check(source, shapes, layout)
@@ -140,6 +142,7 @@ class _Reader(Generic[W]):
     def table(self, name: str, rows: range) -> W:
         """The largest matrices: written in pieces, so that they never exist twice."""
         columns, form = self._shapes[name][1], self._format(name)
+        form = None if form == FP8 else form  # there is no such kernel for embeddings
         quantises = form is None and self._quantization in _BITS
         weight = self._place.empty(len(rows), columns, WeightFormat(8, 32, False) if quantises else form)
         if form is not None:
@@ -154,14 +157,25 @@ class _Reader(Generic[W]):
     def dtype(self) -> torch.dtype:
         return self._place.dtype
 
-    def _format(self, name: str, columns: range | None = None) -> WeightFormat | None:
+    def cache_scales(self, attention: str, kv_heads: range, of_all: int) -> tuple[Tensor, Tensor] | None:
+        """Of the rank's KV heads' keys and values, where the file has either; what it has not is 1."""
+        found = [self._source.cache_scale(attention, which, of_all) for which in ("k", "v")]
+        if all(scale is None for scale in found):
+            return None
+        whole = [torch.ones(of_all) if scale is None else scale for scale in found]
+        keys, values = (self._place.vector(scale[kv_heads.start : kv_heads.stop]) for scale in whole)
+        return keys, values
+
+    def _format(self, name: str, columns: range | None = None) -> Form:
         if self._quantization != "auto":
             return None
-        return self._source.format_of(name, _slice(columns))
+        form = self._source.format_of(name, _slice(columns))
+        return None if form == FP8 and not self._place.takes_fp8 else form
 
-    def _weight(
-        self, form: WeightFormat | None, parts: list[tuple[Rows, Tensor | None]], columns: range | None
-    ) -> W:
+    def _weight(self, form: Form, parts: list[tuple[Rows, Tensor | None]], columns: range | None) -> W:
+        if form == FP8:
+            fp8 = Fp8Rows.join([self._fp8(name, rows, columns, order) for (name, rows), order in parts])
+            return self._whole(fp8, *fp8.codes.shape)
         if form is not None:
             groups = join([self._groups(name, rows, columns, order) for (name, rows), order in parts])
             return self._whole(groups, groups.rows, groups.columns)
@@ -176,8 +190,10 @@ class _Reader(Generic[W]):
             return self._whole(quantise_weight(stacked, _BITS[self._quantization]), len(stacked), width)
         return self._whole(stacked, *stacked.shape)
 
-    def _whole(self, matrix: Tensor | QuantisedGroups, rows: int, columns: int) -> W:
-        form = None if isinstance(matrix, Tensor) else matrix.format
+    def _whole(self, matrix: Part, rows: int, columns: int) -> W:
+        form: Form = FP8 if isinstance(matrix, Fp8Rows) else None
+        if isinstance(matrix, QuantisedGroups):
+            form = matrix.format
         weight = self._place.empty(rows, columns, form)
         self._place.write(weight, 0, matrix)
         return weight
@@ -186,6 +202,11 @@ class _Reader(Generic[W]):
         self._begin(name)
         groups = self._source.read_groups(name, _slice(rows), _slice(columns))
         return groups if order is None else groups.take(order)
+
+    def _fp8(self, name: str, rows: range, columns: range | None, order: Tensor | None) -> Fp8Rows:
+        self._begin(name)
+        part = self._source.read_fp8(name, _slice(rows), _slice(columns))
+        return part if order is None else part.take(order)
 
     def _stack(
         self, parts: list[Rows], width: tuple[int, ...], columns: range | None, dtype: torch.dtype
@@ -257,7 +278,13 @@ class _Loader(Generic[W]):
             k_norm=self._norm(prefix + layout.k_norm) if description.qk_norm else None,
             output=self._row_parallel(prefix + layout.output, columns, description.output_bias),
             post_norm=self._norm(prefix + layout.attention_post_norm) if description.post_norms else None,
+            cache_scales=self._cache_scales(prefix),
         )
+
+    def _cache_scales(self, prefix: str) -> tuple[Tensor, Tensor] | None:
+        projection = self.layout.q or self.layout.grouped_qkv
+        attention = prefix + projection.rpartition(".")[0]
+        return self.reader.cache_scales(attention, self.shard.kv_heads, self.description.num_kv_heads)
 
     def _ffn(self, prefix: str) -> FeedForwardParameters[W]:
         layout, description, columns = self.layout, self.description, self.shard.ffn

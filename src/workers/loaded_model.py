@@ -3,7 +3,7 @@
 
 import logging
 import time
-from typing import Protocol
+from typing import Generic, Protocol
 
 import torch
 from msgspec.structs import replace
@@ -25,7 +25,7 @@ from shoal.workers.decoder import Decoder
 from shoal.workers.dtype import resolve_cache_dtype, resolve_dtype
 from shoal.workers.grammar import GrammarThreads
 from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks, count_device_blocks
-from shoal.workers.layers import HostWeight, Parameters
+from shoal.workers.layers import HostWeight, Parameters, W
 from shoal.workers.load import Progress, load_parameters
 from shoal.workers.parallel import Group, Shard, form_group, split
 from shoal.workers.runner import WARM_UP_PROMPT_TOKENS, PlanRunner, Runner, warm_up
@@ -97,31 +97,15 @@ def _gib(device: CudaDevice) -> str:
     return f"{device.total_bytes() / 2**30:.1f} GiB"
 
 
-def _slots(
-    settings: Settings,
-    description: ModelDescription,
-    shard: Shard,
-    num_blocks: int,
-    grammars: GrammarThreads | None = None,
-) -> SlotTable:
-    return SlotTable(
-        settings.instance_num,
-        settings.session_len,
-        num_blocks,
-        settings.cache_block_seq_len,
-        description.vocab_size,
-        sampling=shard.rank == 0,
-        grammars=grammars,
-    )
+class _RankModel(Generic[W]):
+    """What either kind holds."""
 
-
-class _HostModel:
     def __init__(
         self,
         settings: Settings,
         description: ModelDescription,
         shard: Shard,
-        parameters: Parameters[HostWeight],
+        parameters: Parameters[W],
         cache_dtype: torch.dtype,
     ) -> None:
         self._settings = settings
@@ -130,7 +114,6 @@ class _HostModel:
         self._parameters = parameters
         self._cache_dtype = cache_dtype
         self._cache: KVCache | None = None
-        self._memory_bytes = available_bytes()
 
     @property
     def weight_bytes(self) -> int:
@@ -138,6 +121,30 @@ class _HostModel:
 
     def free_cache(self) -> None:
         self._cache = None
+
+    def _slots(self, num_blocks: int, grammars: GrammarThreads | None = None) -> SlotTable:
+        return SlotTable(
+            self._settings.instance_num,
+            self._settings.session_len,
+            num_blocks,
+            self._settings.cache_block_seq_len,
+            self._description.vocab_size,
+            sampling=self._shard.rank == 0,
+            grammars=grammars,
+        )
+
+
+class _HostModel(_RankModel[HostWeight]):
+    def __init__(
+        self,
+        settings: Settings,
+        description: ModelDescription,
+        shard: Shard,
+        parameters: Parameters[HostWeight],
+        cache_dtype: torch.dtype,
+    ) -> None:
+        super().__init__(settings, description, shard, parameters, cache_dtype)
+        self._memory_bytes = available_bytes()
 
     def count_blocks(self) -> int:
         return count_blocks(
@@ -161,14 +168,13 @@ class _HostModel:
             )
         decoder = Decoder(description, shard, self._parameters, self._cache, group, settings.session_len)
         warm_up(
-            Runner(decoder, group, _slots(settings, description, shard, allocate.num_blocks), 0),
+            Runner(decoder, group, self._slots(allocate.num_blocks), 0),
             min(settings.instance_num, allocate.num_blocks),
         )
-        slots = _slots(settings, description, shard, allocate.num_blocks, grammars)
-        return Runner(decoder, group, slots, allocate.crew_epoch)
+        return Runner(decoder, group, self._slots(allocate.num_blocks, grammars), allocate.crew_epoch)
 
 
-class _DeviceModel:
+class _DeviceModel(_RankModel[CudaWeight]):
     """What a step takes is allocated before the blocks are counted: what is then free, the cache may have."""
 
     def __init__(
@@ -180,13 +186,8 @@ class _DeviceModel:
         cache_dtype: torch.dtype,
         device: CudaDevice,
     ) -> None:
-        self._settings = settings
-        self._description = description
-        self._shard = shard
-        self._parameters = parameters
-        self._cache_dtype = cache_dtype
+        super().__init__(settings, description, shard, parameters, cache_dtype)
         self._device = device
-        self._cache: KVCache | None = None
         limits = StepLimits(
             tokens=max(settings.max_prefill_token_num, settings.instance_num * WARM_UP_PROMPT_TOKENS),
             sequences=settings.instance_num,
@@ -203,13 +204,6 @@ class _DeviceModel:
                 "--session_len or --max_prefill_token_num, take --quantization w4, or more GPUs with --tp"
             ) from error
         self._free_bytes = device.free_bytes()
-
-    @property
-    def weight_bytes(self) -> int:
-        return self._parameters.nbytes
-
-    def free_cache(self) -> None:
-        self._cache = None
 
     def count_blocks(self) -> int:
         return count_device_blocks(
@@ -234,7 +228,7 @@ class _DeviceModel:
             self._cache = None
             self._cache = self._make_cache(allocate.num_blocks)
         decoder = CudaDecoder(description, shard, self._parameters, self._cache, group, self._buffers)
-        warm = self._runner(decoder, group, _slots(settings, description, shard, allocate.num_blocks), 0)
+        warm = self._runner(decoder, group, self._slots(allocate.num_blocks), 0)
         try:
             warm_up(warm, min(settings.instance_num, allocate.num_blocks))
         except NotImplementedError as error:
@@ -242,8 +236,7 @@ class _DeviceModel:
                 f"--device cuda: {error} (heads of {description.head_dim}, a cache of {self._cache_dtype}): take "
                 "--kv_cache_dtype bfloat16, or --device cpu"
             ) from error
-        slots = _slots(settings, description, shard, allocate.num_blocks, grammars)
-        return self._runner(decoder, group, slots, allocate.crew_epoch)
+        return self._runner(decoder, group, self._slots(allocate.num_blocks, grammars), allocate.crew_epoch)
 
     def _runner(
         self, decoder: CudaDecoder, group: DeviceGroup, slots: SlotTable, crew_epoch: int

@@ -26,7 +26,7 @@ from shoal.messages import (
     StepResult,
     Stop,
 )
-from shoal.workers.device import choose_device
+from shoal.workers.device import choose_device, describe_device
 from shoal.workers.grammar import GrammarThreads, load_grammar_tokens
 from shoal.workers.link import SchedulerLink
 from shoal.workers.load import Progress
@@ -48,7 +48,9 @@ class RankLoop:
         self._settings = settings
         self._rank = rank
         self._device = choose_device(settings, rank)
-        self._link = SchedulerLink(settings.run_dir, rank)
+        device, level = describe_device(self._device)
+        logs.event(_LOG, "device", device=device, level=level)
+        self._link = SchedulerLink(settings.run_dir, rank, device, level)
         self._model: LoadedModel | None = None
         self._runner: PlanRunner | None = None
         self._crew_epoch = 0

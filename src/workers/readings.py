@@ -20,8 +20,11 @@ from shoal.workers.logprobs import token_logprob
 _SLICE_LOGITS: Final = 16 << 20
 """Logits that exist at a time: a whole chunk's would take gigabytes with a large vocabulary."""
 
+Scorer = Callable[[NDArray[np.int64], Sequence[int], Sequence[int]], list[TokenLogprob]]
+"""Which of a step's T states, the token after each and how many of the best are told, to their log-probabilities; none
+on other ranks than the first, which take their part in computing the logits."""
 Head = Callable[[NDArray[np.int64]], Tensor | None]
-"""Which of a step's T states, to float32 logits [S, vocabulary] on rank 0, None on the others."""
+"""States to float32 logits [S, vocabulary]; None on other ranks than the first."""
 
 
 class PromptReading:
@@ -83,13 +86,22 @@ class ScoredSpan:
     top: int
 
 
-def score(head: Head, spans: Sequence[ScoredSpan], vocab_size: int) -> tuple[ScoredRow, ...]:
-    """The log-probabilities of every span, on rank 0; the other ranks take their part in computing the logits."""
+def score(scorer: Scorer, spans: Sequence[ScoredSpan]) -> tuple[ScoredRow, ...]:
+    """The log-probabilities of every span, on rank 0."""
     if not spans:
         return ()
     states = np.concatenate([span.first_state + np.arange(len(span.ids)) for span in spans])
     ids = [token_id for span in spans for token_id in span.ids.tolist()]
     tops = [span.top for span in spans for _ in span.ids]
+    logprobs = scorer(states, ids, tops)
+    return _by_span(spans, logprobs) if logprobs else ()
+
+
+def score_on_host(
+    head: Head, vocab_size: int, states: NDArray[np.int64], ids: Sequence[int], tops: Sequence[int]
+) -> list[TokenLogprob]:
+    """A ``Scorer`` but for the first two arguments; a slice of the states at a time. Empty on other ranks than the
+    first."""
     logprobs: list[TokenLogprob] = []
     step = max(1, _SLICE_LOGITS // vocab_size)
     for begin in range(0, len(ids), step):
@@ -97,10 +109,10 @@ def score(head: Head, spans: Sequence[ScoredSpan], vocab_size: int) -> tuple[Sco
         logits = head(states[part])
         if logits is not None:
             logprobs += _row_logprobs(logits.numpy(), ids[part], tops[part])
-    return _by_span(spans, logprobs) if logprobs else ()
+    return logprobs
 
 
-def _row_logprobs(logits: NDArray[np.float32], ids: list[int], tops: list[int]) -> list[TokenLogprob]:
+def _row_logprobs(logits: NDArray[np.float32], ids: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:
     # A row that is not finite may warn here; the draw after the prompt finds it.
     with np.errstate(invalid="ignore", over="ignore"):
         return [token_logprob(*row) for row in zip(logits, ids, tops, strict=True)]

@@ -1,16 +1,18 @@
 """Executes plans: slots → inputs → decoder → sampler → result. No socket in here."""
 
 import time
+from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shoal.messages import PooledRow, Sampling, Seat, StepPlan, StepResult, TokenLogprob
 from shoal.wire import pack_ids
 from shoal.workers.decoder import Decoder
 from shoal.workers.parallel import Group
-from shoal.workers.readings import score
+from shoal.workers.readings import score, score_on_host
 from shoal.workers.sampler import Sampler
 from shoal.workers.slots import Int32s, PlannedRows, SlotTable
 
@@ -83,11 +85,11 @@ class Runner:
             slots = rows.slots[rows.draws]
             ids, logprobs = self._draw(self._decoder.logits(hidden[inputs.sample_indices]), slots)
             spans = self._slots.spans(rows)
-            scored = score(
-                lambda states: self._decoder.logits(hidden[torch.from_numpy(states)]),
-                spans,
-                self._decoder.vocab_size,
-            )
+
+            def head(states: NDArray[np.int64]) -> torch.Tensor | None:
+                return self._decoder.logits(hidden[torch.from_numpy(states)])
+
+            scored = score(partial(score_on_host, head, self._decoder.vocab_size), spans)
         pooled = pool(rows, hidden, self._slots.epochs(rows.slots))
         self._slots.append(slots, ids)
         slots = np.concatenate([slots, np.array([row.slot for row, _ in pooled], np.int32)])

@@ -114,7 +114,9 @@ class FakeWorker:
         poller.register(self._monitor, zmq.POLLIN)
         while True:
             if not self._scheduler:
-                hello = RankHello(PROTOCOL, fingerprint(), self._boot_id, self._rank, os.getpid())
+                hello = RankHello(
+                    PROTOCOL, fingerprint(), self._boot_id, self._rank, os.getpid(), "cpu", "none"
+                )
                 self._socket.send(encode(hello, 0))
             ready = dict(poller.poll(_HELLO_MS))
             if self._monitor in ready:

@@ -105,8 +105,16 @@ def test_kernels_stay_inside_their_tensors(test: str) -> None:
     ],
 )
 def test_threads_of_a_block_meet_where_they_must(operator: str, chip: str, tmp_path: Path) -> None:
+    assert_no_races(operator, tmp_path, chip)
+
+
+def test_ranks_meet_where_they_must_in_one_step_too(tmp_path: Path) -> None:
+    assert_no_races("all_reduce", tmp_path, "80", steps=1)
+
+
+def assert_no_races(operator: str, to: Path, chip: str, **more: int) -> None:
     runtime("libtsan.so")
-    done = replay("thread", emulated.build("thread"), operator, tmp_path, chip)
+    done = replay("thread", emulated.build("thread"), operator, to, chip, **more)
     assert done.returncode == 0, done.stderr[-8000:]
     assert "status 0" in done.stdout, done.stdout
 
@@ -142,6 +150,23 @@ PLANTED = {
         "peer_memory.h",
         "    __syncthreads();\n    if (int(threadIdx.x) < ranks)",
         "    if (int(threadIdx.x) < ranks)",
+        "thread",
+        "data race",
+    ),
+    "no wait for the other ranks' parts": Planted(
+        "all_reduce",
+        "all_reduce.cu",
+        "    meet(regions, rank, ranks, call, kFirst, a.stop, a.fault);\n",
+        "",
+        "thread",
+        "data race",
+        more=(("steps", 1),),
+    ),
+    "no wait for the other ranks' sums": Planted(
+        "all_reduce",
+        "all_reduce.cu",
+        "        meet(regions, rank, ranks, call, kSecond, a.stop, a.fault);\n",
+        "",
         "thread",
         "data race",
     ),

@@ -3,11 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from fp8_checkpoints import FORMATS, per_channel_in_powers_of_two
+from safetensors.torch import load_file
 from server import API_SERVER, free_port, running_server, wait_ready
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -81,8 +84,23 @@ def of_the_cpu(tiny: Path) -> list[Answer]:
 
 @pytest.mark.parametrize("tp", ["1", "2"])
 def test_the_same_tokens_as_on_the_cpu(tiny: Path, of_the_cpu: list[Answer], tp: str) -> None:
+    assert_alike(answers(tiny, emulation(), *ON_DEVICE, "--tp", tp), of_the_cpu)
+
+
+def test_the_same_tokens_of_an_fp8_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    """Whose weights the CPU dequantises and the device does not; bfloat16 holds them, so both have the same."""
+    shutil.copytree(tiny, tmp_path / "fp8")
+    config, tensors = json.loads((tiny / "config.json").read_text()), load_file(tiny / "model.safetensors")
+    form = replace(FORMATS["compressed per channel"], scale=per_channel_in_powers_of_two)
+    form.write(tmp_path / "fp8", config, tensors, {})
+    found, expected = (
+        answers(tmp_path / "fp8", env, *flags) for env, flags in ((emulation(), ON_DEVICE), ({}, ()))
+    )
+    assert_alike(found, expected)
+
+
+def assert_alike(found: list[Answer], expected: list[Answer]) -> None:
     """But for what follows a near tie, which activations of 16 bits may turn round."""
-    found, expected = answers(tiny, emulation(), *ON_DEVICE, "--tp", tp), of_the_cpu
     agreed = 0
     for ours, theirs in zip(found, expected, strict=True):
         assert len(ours.tokens) == len(theirs.tokens) == 12
@@ -177,6 +195,13 @@ def test_vectors(tiny: Path) -> None:
 
 def test_a_rank_that_dies_ends_the_crew_and_another_serves(tiny: Path) -> None:
     with running_server(str(tiny), *FLAGS, *ON_DEVICE, "--tp", "2", env=emulation()) as server:
+        told = server.get("/metrics")[1]
+        for rank in range(2):
+            info = f'shoal:rank_info{{device="cuda {rank}: emulated chip",level="sm_80",rank="{rank}"}} 1.0'
+            assert info in told
+        assert re.search(r"rank1 .*device device='cuda 1: emulated chip' level=sm_80", server.log()), (
+            server.log()
+        )
         os.kill(server.children()["rank"][1], signal.SIGKILL)
         body = {"model": tiny.name, "prompt": "abc", "max_tokens": 8, "temperature": 0}
         until_s = time.monotonic() + 120

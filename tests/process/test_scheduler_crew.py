@@ -55,7 +55,10 @@ class Rank:
         self._socket.close(linger=0)
 
     def hello(self, schema: str = "") -> None:
-        self.send(RankHello(PROTOCOL, schema or fingerprint(), self.boot_id, self.number, self.process.pid))
+        hello = RankHello(
+            PROTOCOL, schema or fingerprint(), self.boot_id, self.number, self.process.pid, "cpu", "avx2"
+        )
+        self.send(hello)
 
     def send(self, message: Message) -> None:
         self._socket.send(encode(message, BOOT_ID))
@@ -127,6 +130,7 @@ def test_the_boot_dance() -> None:
         assert (allocates[0].crew_epoch, allocates[0].num_blocks) == (1, 40)
         assert not os.path.exists(allocates[0].rendezvous)
         assert stage.events == [CrewUp(1, 40)]
+        assert [(status.device, status.level) for status in stage.crew.status()] == [("cpu", "avx2")] * 2
 
 
 def test_both_ranks_die_at_once() -> None:

@@ -2,7 +2,7 @@
 ``source.open_source``."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shoal.checkpoint.fields import shown
 from shoal.checkpoint.gguf import BLOCK_SIZES, GgufFile, GgufTensor, GgufType
+from shoal.cuda_ext.fp8 import Fp8Rows
 from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
 from shoal.errors import ModelError
 from shoal.workers.weights.dequantise import Bytes, Floats, dequantise
@@ -75,6 +76,12 @@ class GgufSource:
 
         codes, scales, offsets = read_blocks(tensor.type, blocks)
         return QuantisedGroups(part(codes), part(scales), None if offsets is None else part(offsets), form.bits)
+
+    def read_fp8(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Fp8Rows:
+        raise ModelError(f"{self._file.path}: tensor {shown(name)} is not fp8")
+
+    def cache_scale(self, attention: str, which: Literal["k", "v"], kv_heads: int) -> None:
+        """The format has none."""
 
     def _part(self, tensor: GgufTensor, rows: slice, columns: slice) -> Floats:
         """float32 [rows, columns], made a chunk of rows at a time."""

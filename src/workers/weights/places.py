@@ -10,26 +10,36 @@ from torch import Tensor
 
 from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.cuda_device import CudaDevice
-from shoal.cuda_ext.cuda_weight import CudaWeight, empty_weight, write_groups, write_matrix
+from shoal.cuda_ext.cuda_weight import CudaWeight, empty_weight, write_fp8, write_groups, write_matrix
+from shoal.cuda_ext.fp8 import Fp8, Fp8Rows
 from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.cuda_ext.quantised import QuantisedGroups, QuantisedWeight, WeightFormat
 from shoal.workers.layers import HostWeight, W
+
+Form = WeightFormat | Fp8 | None
+"""Integers, fp8, or None: floats of the place's dtype."""
+Part = Tensor | QuantisedGroups | Fp8Rows
+"""Rows of a weight of each."""
 
 
 class Place(Protocol[W]):
     """Of weights that are a ``W``."""
 
     dtype: torch.dtype
-    """Of the matrices that are not of integers."""
+    """Of the matrices that are of neither integers nor fp8."""
 
     @property
     def takes_integers(self) -> bool:
         """Whether there are kernels for them."""
 
-    def empty(self, rows: int, columns: int, form: WeightFormat | None) -> W:
-        """form: None for floats."""
+    @property
+    def takes_fp8(self) -> bool:
+        """Whether there are kernels for that."""
 
-    def write(self, weight: W, first_row: int, part: Tensor | QuantisedGroups) -> None:
+    def empty(self, rows: int, columns: int, form: Form) -> W:
+        """form: one that the place takes."""
+
+    def write(self, weight: W, first_row: int, part: Part) -> None:
         """The rows from ``first_row`` on, a multiple of 16."""
 
     def vector(self, vector: Tensor) -> Tensor:
@@ -39,6 +49,8 @@ class Place(Protocol[W]):
 class HostPlace:
     """For the CPU library, or for torch where it is not built."""
 
+    takes_fp8 = False
+
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
@@ -46,12 +58,13 @@ class HostPlace:
     def takes_integers(self) -> bool:
         return library() is not None
 
-    def empty(self, rows: int, columns: int, form: WeightFormat | None) -> HostWeight:
+    def empty(self, rows: int, columns: int, form: Form) -> HostWeight:
         if form is None:
             return PackedWeight.empty(rows, columns, self.dtype)
+        assert isinstance(form, WeightFormat)
         return QuantisedWeight.empty(rows, columns, form)
 
-    def write(self, weight: HostWeight, first_row: int, part: Tensor | QuantisedGroups) -> None:
+    def write(self, weight: HostWeight, first_row: int, part: Part) -> None:
         if isinstance(weight, PackedWeight):
             assert isinstance(part, Tensor)
             weight.write(first_row, part)
@@ -67,18 +80,20 @@ class DevicePlace:
     """On a GPU: a piece goes there as soon as it is read, and is packed there. Methods that allocate raise MemoryError
     where the device has not enough."""
 
-    takes_integers = True
+    takes_integers = takes_fp8 = True
 
     def __init__(self, device: CudaDevice, dtype: torch.dtype) -> None:
         self._device = device
         self.dtype = dtype
 
-    def empty(self, rows: int, columns: int, form: WeightFormat | None) -> CudaWeight:
+    def empty(self, rows: int, columns: int, form: Form) -> CudaWeight:
         return empty_weight(self._device, rows, columns, form, self.dtype)
 
-    def write(self, weight: CudaWeight, first_row: int, part: Tensor | QuantisedGroups) -> None:
+    def write(self, weight: CudaWeight, first_row: int, part: Part) -> None:
         if isinstance(part, Tensor):
             write_matrix(self._device, weight, first_row, part)
+        elif isinstance(part, Fp8Rows):
+            write_fp8(self._device, weight, first_row, part)
         else:
             write_groups(self._device, weight, first_row, part)
 

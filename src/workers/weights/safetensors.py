@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from msgspec import Struct
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shoal.checkpoint.fields import Fields, read_json_object, shown
+from shoal.cuda_ext.fp8 import Fp8Rows
 from shoal.cuda_ext.quantised import QuantisedGroups
 from shoal.errors import ModelError
 
@@ -52,6 +53,10 @@ class SafetensorsSource:
         entry = self._weight(name)
         return prod(entry.shape) * _DTYPES[entry.dtype]
 
+    def dtype(self, name: str) -> str:
+        """As the file names it."""
+        return self._entry(name).dtype
+
     def format_of(self, name: str, columns: slice | None = None) -> None:
         """Weights of these types are floats."""
 
@@ -60,8 +65,19 @@ class SafetensorsSource:
     ) -> QuantisedGroups:
         raise ModelError(f"tensor {shown(name)} has no groups of integers")
 
+    def read_fp8(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Fp8Rows:
+        raise ModelError(f"tensor {shown(name)} has no scales beside it")
+
+    def cache_scale(self, attention: str, which: Literal["k", "v"], kv_heads: int) -> None:
+        """Plain weights come without."""
+
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
-        entry = self._weight(name)
+        self._weight(name)
+        return self.read_any(name, rows, columns)
+
+    def read_any(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
+        """The same, of any type."""
+        entry = self._entry(name)
         if columns is not None and len(entry.shape) < 2:
             raise ModelError(
                 f"{entry.path}: tensor {shown(name)} has the shape {entry.shape}, not two dimensions"

@@ -4,12 +4,14 @@ The loader (``workers/architectures.py`` and ``workers/decoder.py``) asks for th
 no more than those are ever held. Names and shapes are those of the file.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-from shoal.checkpoint import ModelLocation
+from shoal.checkpoint import ModelLocation, fp8_scheme_of
+from shoal.cuda_ext.fp8 import Fp8, Fp8Rows
 from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
+from shoal.workers.weights.fp8 import Fp8Source
 from shoal.workers.weights.gguf import GgufSource
 from shoal.workers.weights.safetensors import SafetensorsSource
 
@@ -33,8 +35,9 @@ class WeightSource(Protocol):
         """
         ...
 
-    def format_of(self, name: str, columns: slice | None = None) -> WeightFormat | None:
-        """How ``read_groups`` gives a matrix; None where it is not of integers, or the columns cut a group."""
+    def format_of(self, name: str, columns: slice | None = None) -> WeightFormat | Fp8 | None:
+        """How ``read_groups`` or ``read_fp8`` gives a matrix; None where it is of other floats, or the columns cut a
+        group."""
         ...
 
     def read_groups(
@@ -43,9 +46,19 @@ class WeightSource(Protocol):
         """A matrix or a part of it, as the integers that the file holds."""
         ...
 
+    def read_fp8(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Fp8Rows:
+        """A matrix or a part of it, as the fp8 that the file holds."""
+        ...
+
+    def cache_scale(self, attention: str, which: Literal["k", "v"], kv_heads: int) -> Tensor | None:
+        """What an fp8 cache's keys or values of a layer are to be multiplied with: float32 [kv_heads]; None where the
+        file does not say. attention: the prefix of the layer's projections."""
+        ...
+
 
 def open_source(location: ModelLocation) -> WeightSource:
     """The weights of a located model; they stay open as long as the source lives."""
     if location.kind == "gguf":
         return GgufSource(location.path)
-    return SafetensorsSource(location.path)
+    file, scheme = SafetensorsSource(location.path), fp8_scheme_of(location.path)
+    return file if scheme is None else Fp8Source(file, scheme)

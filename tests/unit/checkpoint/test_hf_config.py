@@ -363,7 +363,10 @@ BAD_CONFIGS = {
     "pattern": (small("gemma3_text", sliding_window_pattern=0), "sliding_window_pattern is 0"),
     "eos outside": (small("llama", eos_token_id=300), "eos_token_id has 300"),
     "eos a string": (small("llama", eos_token_id=["</s>"]), "eos_token_id"),
-    "quantised": (small("llama", quantization_config={"quant_method": "awq"}), "('awq') is not available yet"),
+    "quantised": (
+        small("llama", quantization_config={"quant_method": "awq"}),
+        "quantization_config.quant_method is 'awq', not supported",
+    ),
     "not causal": (small("qwen2", is_causal=False), "is_causal"),
     "embedding model": (small("gemma3_text", use_bidirectional_attention=True), "use_bidirectional_attention"),
 }

@@ -60,6 +60,11 @@ def test_a_scheduler_that_does_not_answer(monkeypatch) -> None:  # type: ignore[
 def test_metrics_are_prometheus_text() -> None:
     kit = Kit()
     kit.scheduler.stats = stats(
+        ranks=(
+            RankStatus(0, 1, "ready", device="cpu", level="avx2"),
+            RankStatus(1, 2, "ready", device="cuda 1: NVIDIA H100", level="sm_90"),
+            RankStatus(2, 0, "absent"),
+        ),
         gauges={"num_requests_running": 3, 'memory_bytes{rank="0"}': 5, 'memory_bytes{rank="1"}': 7},
         counters={"steps_total": 9, 'request_success_total{finished_reason="stop"}': 2},
         histograms={"time_to_first_token_seconds": Histogram((0.1, 1.0), (4, 2, 1), 3.5)},
@@ -72,6 +77,8 @@ def test_metrics_are_prometheus_text() -> None:
         for sample in family.samples
     }
     assert samples["shoal:up",] == 1
+    told = sorted(key for key in samples if key[0] == "shoal:rank_info")
+    assert [key[1:] for key in told] == [("cpu", "avx2", "0"), ("cuda 1: NVIDIA H100", "sm_90", "1")]
     assert samples["shoal:num_requests_running",] == 3
     assert samples["shoal:memory_bytes", "1"] == 7
     assert samples["shoal:steps_total",] == 9

@@ -47,6 +47,7 @@ def test_whole_and_parts(shards: int, tmp_path: Path) -> None:
         sharded(tmp_path, tensors, shards)
     else:
         save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
     source = open_source(ModelLocation(path=tmp_path, kind="folder", default_name="x"))
     assert isinstance(source, SafetensorsSource)
     assert source.names() == set(tensors)

@@ -7,42 +7,24 @@ import emulated
 import numpy as np
 import pytest
 import torch
+from cuda_driver import LENGTH, PLAIN, CudaDriver
 from decoding import Driver, MemorySource, Sequence, biased, random_checkpoint, rich
 from msgspec.structs import replace
 from torch import Tensor
 
-from shoal.checkpoint.description import ModelDescription, Rope
+from shoal.checkpoint.description import ModelDescription
 from shoal.config import Quantization
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.cuda_weight import CudaWeight
-from shoal.workers.cuda_decoder import CudaBuffers, CudaDecoder, graph_rows
-from shoal.workers.cuda_group import SoloDeviceGroup
-from shoal.workers.cuda_inputs import StepLimits
-from shoal.workers.kv_cache import KVCache
+from shoal.workers.cuda_decoder import graph_rows
 from shoal.workers.layers import Parameters
 from shoal.workers.load import load_parameters
+from shoal.workers.logprobs import token_logprob
 from shoal.workers.parallel import split
 from shoal.workers.weights.places import DevicePlace, HostPlace
 
 SEED = random.randrange(1 << 30)
-LENGTH = 41
-PLAIN = ModelDescription(
-    family="qwen3",
-    vocab_size=149,
-    hidden_size=48,
-    num_layers=3,
-    num_heads=6,
-    num_kv_heads=3,
-    head_dim=16,
-    ffn_size=80,
-    max_position=64,
-    norm_eps=1e-5,
-    qk_norm=True,
-    rope=Rope(dim=16),
-    layer_windows=(0, 0, 0),
-    attention_scale=0.25,
-)
 RICH = rich(PLAIN)
 BIASED = biased(PLAIN)
 DESCRIPTIONS = pytest.mark.parametrize("description", [PLAIN, RICH, BIASED], ids=["plain", "rich", "biased"])
@@ -51,43 +33,6 @@ DESCRIPTIONS = pytest.mark.parametrize("description", [PLAIN, RICH, BIASED], ids
 @pytest.fixture(scope="module")
 def device() -> CudaDevice:
     return CudaDevice(CudaLibrary(emulated.build()))
-
-
-class CudaDriver(Driver):
-    """A ``Driver`` of the other decoder."""
-
-    def __init__(
-        self,
-        device: CudaDevice,
-        description: ModelDescription,
-        parameters: Parameters[CudaWeight],
-        cache_dtype: torch.dtype | None = None,
-        num_blocks: int = 64,
-    ) -> None:
-        shard = split(description, 1, 0)
-        self._block_size = 8
-        self._free = random.Random(num_blocks).sample(range(num_blocks), num_blocks)
-        cache = KVCache(
-            description, shard, cache_dtype or parameters.dtype, num_blocks, self._block_size, device
-        )
-        limits = StepLimits(tokens=128, sequences=128, context=LENGTH, block_size=self._block_size)
-        buffers = CudaBuffers(device, description, shard, parameters.dtype, limits)
-        self.decoder = CudaDecoder(description, shard, parameters, cache, SoloDeviceGroup(), buffers)
-        self.device = device
-
-    def step(self, rows: list[tuple[Sequence, int]], sources: list[int] | None = None) -> Tensor:
-        for sequence, count in rows:
-            while len(sequence.blocks) * self._block_size < sequence.computed + count:
-                sequence.blocks.append(self._free.pop())
-        inputs = self._inputs(rows)
-        for sequence, count in rows:
-            sequence.computed += count
-        tokens = len(inputs.token_ids)
-        self.decoder.start(inputs, np.array(sources or [-1] * tokens, np.int32))
-        results = self.decoder.bring_results()
-        self.device.wait()
-        self.decoder.check(results)
-        return self.decoder.logits[:tokens].clone()
 
 
 def checkpoint(description: ModelDescription) -> MemorySource:
@@ -248,9 +193,16 @@ def test_indices_out_of_range_are_refused(device: CudaDevice) -> None:
         driver.step([(sequence, 1)])
 
 
-def test_states_and_their_logits_can_be_read(device: CudaDevice) -> None:
+def test_states_and_their_tokens_log_probabilities_can_be_read(device: CudaDevice) -> None:
     driver = CudaDriver(device, PLAIN, load(device, PLAIN))
     logits = driver.step([(Sequence(prompt(LENGTH)), LENGTH)])
-    wanted = np.array([3, 40, 0, 3])
-    assert torch.equal(driver.decoder.read_logits(wanted), logits[wanted])
+    states, ids, tops = np.array([3, 40, 0, 3]), [7, 148, 0, 9], [2, 0, 5, 1]
+    found = driver.decoder.read_logprobs(states, ids, tops)
+    for ours, state, token_id, top in zip(found, states, ids, tops, strict=True):
+        expected = token_logprob(logits[state].numpy(), token_id, top)
+        assert ours.logprob == pytest.approx(expected.logprob, abs=3e-7)
+        assert [best for best, _ in ours.top] == [best for best, _ in expected.top]
+    many = driver.decoder.read_logprobs(np.arange(300) % LENGTH, list(range(148)) * 2 + [1] * 4, [0] * 300)
+    assert len(many) == 300
+    assert many[3].logprob == driver.decoder.read_logprobs(np.array([3]), [3], [0])[0].logprob
     assert driver.decoder.hidden(LENGTH).shape == (LENGTH, PLAIN.hidden_size)

@@ -79,7 +79,8 @@ def random_plans(seed: int) -> list[StepPlan]:
             free += seated.pop(slot)
             del held[slot]
         admit = []
-        for slot in [slot for slot in range(SEATS) if slot not in held and rng.random() < 0.5]:
+        empty = [slot for slot in range(SEATS) if slot not in held]
+        for slot in [slot for slot in empty if rng.random() < 0.5] or empty[: not held]:
             epoch += 1
             prompt = [rng.randrange(MODEL.vocab_size) for _ in range(rng.randrange(1, 20))]
             sampling = Sampling(
@@ -95,7 +96,7 @@ def random_plans(seed: int) -> list[StepPlan]:
         rows = []
         for slot, seat in held.items():
             known, computed, blocks = seat
-            if known == computed or rng.random() < 0.1:
+            if rows and rng.random() < 0.1:
                 continue
             count = known - computed if known - computed == 1 else rng.randrange(1, known - computed + 1)
             needed = -(-(computed + count) // BLOCK) - blocks
@@ -104,8 +105,6 @@ def random_plans(seed: int) -> list[StepPlan]:
             samples = computed + count == known
             rows.append((slot, computed, count, samples, taken))
             held[slot] = [known + samples, computed + count, blocks + needed]
-        if not rows:
-            continue
         slots, starts, counts, samples_, blocks_ = zip(*rows, strict=True)
         plans.append(
             StepPlan(

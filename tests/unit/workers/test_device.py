@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from shoal.config import Settings
-from shoal.cuda_ext import cuda_binding
+from shoal.cuda_ext import binding, cuda_binding
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.errors import StartError
-from shoal.workers.device import choose_device
+from shoal.workers.device import choose_device, describe_device
 
 
 @pytest.fixture
@@ -38,6 +38,15 @@ def test_the_emulation_is_only_taken_where_it_is_asked_for() -> None:
     device = choose("cuda")
     assert device is not None
     assert device.library.is_emulated
+
+
+@pytest.mark.usefixtures("emulation")
+def test_what_a_rank_computes_on_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_device(choose("cuda")) == ("cuda 0: emulated chip", "sm_80")
+    compiled = binding.library()
+    assert describe_device(None) == ("cpu", "reference" if compiled is None else compiled.level)
+    monkeypatch.setattr(binding, "library", lambda: None)
+    assert describe_device(None) == ("cpu", "reference")
 
 
 @pytest.mark.usefixtures("emulation")

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) gather_columns_kernel(GatherColumnsA
         uint32_t* to = row_of(rank, row);
         KEEP_LOOP for (int i = int(threadIdx.x); i < ends.of[rank + 1] - ends.of[rank]; i += kThreads) to[i] = from[i];
     }
-    meet(regions, rank, ranks, call, a.stop, a.fault);
+    meet(regions, rank, ranks, call, kFirst, a.stop, a.fault);
     for (int row = block; a.out && row < a.rows; row += kMostBlocks)
         for (int peer = 0; peer < ranks; peer++) {
             const uint32_t* from = row_of(peer, row);

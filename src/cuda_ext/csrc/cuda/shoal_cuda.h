@@ -223,17 +223,43 @@ struct MaskLogitsArgs {
     void* stream;
 };
 
+// Of the rows of logits ([logits_rows, vocabulary]) that ``rows`` ([count]) names, those outside left out. totals: [count],
+// the logarithm of the sum of exponentials. top_ids, top_values: [count, width], the best ids, as many as tops ([count])
+// says and no more than width, and their logits, best first, the lower id first among equals; -1 where no logit above -inf
+// is left.
+struct ScoreLogitsArgs {
+    double* totals;
+    int32_t* top_ids;
+    float* top_values;
+    const float* logits;
+    const int64_t* rows;
+    const int32_t* tops;
+    int64_t count, logits_rows, vocabulary, row_stride, width;
+    void* stream;
+};
+
+// values: [count], of those rows the logit of the row's id; ids: [logits_rows], those outside left out.
+struct PickLogitsArgs {
+    float* values;
+    const float* logits;
+    const int64_t* rows;
+    const int64_t* ids;
+    int64_t count, logits_rows, vocabulary, row_stride;
+    void* stream;
+};
+
 // x: [count] of dtype (also float32), becomes the sum of every rank's, rank 0's first. regions: host memory, one pointer
 // a rank to device memory that every rank may read and write, zeroed before the first call: kRegionHeader bytes, then
-// two slots of slot_bytes, each for count elements at least. Every rank calls with the same count, through the same regions
-// with one dtype. stop: memory that the
-// host may write and the device reads, or null: where it is not 0, nobody waits any longer and fault tells of kPeerLost.
+// two slots of slot_bytes; more elements than a slot has go in parts. Every rank calls with the same count and steps,
+// through the same regions with one dtype. steps: 1 or 2, with the same result, or 0: what should take less time. stop:
+// memory that the host may write and the device reads, or null: where it is not 0, nobody waits any longer and fault
+// tells of kPeerLost.
 struct AllReduceArgs {
     void* x;
     void* const* regions;
     const int32_t* stop;
     int32_t* fault;
-    int64_t count, rank, ranks, slot_bytes, dtype;
+    int64_t count, rank, ranks, slot_bytes, dtype, steps;
     void* stream;
 };
 

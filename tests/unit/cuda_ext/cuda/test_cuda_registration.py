@@ -17,7 +17,7 @@ Case = tuple[tuple[Any, ...], Callable[[], Any]]
 
 NOT_REGISTERED = {
     *("all_reduce", "gather_columns", "feed_tokens", "take_rows"),
-    *("cap_logits", "adjust_logits", "mask_logits"),
+    *("cap_logits", "adjust_logits", "mask_logits", "score_logits", "pick_logits"),
 }
 """Means nothing outside of a rank."""
 
