@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kMostTiles = 6;             // of rows, whose sums stay in tiles
 constexpr int64_t kRing = 8;                  // strips whose weights wait for their use
-constexpr int64_t kStripsAhead = 20;                  // that are asked of the memory before they are unpacked
+constexpr int64_t kBytesAhead = 3072;         // of weights that are asked of the memory before they are unpacked
 constexpr int64_t kItemsAThread = 2;          // so that a thread that is held up has less to do
 constexpr int64_t kItemsOfBlocks = 4;         // the same where rows are cut too: blocks seldom go round evenly
 constexpr int64_t kProductsAnItem = 1 << 15;  // below, handing it out costs more than it saves
@@ -75,7 +75,7 @@ class Stream {
   private:
     INLINE void make() {
         if (left_ == 0) return;
-        Block::fetch(at_ + kStripsAhead * Block::kBytes);
+        Block::fetch(at_ + kBytesAhead);
         if (--left_) factors_[(made_ + 1) % 2].read(at_ + Block::kBytes);
         Block::unpack(at_, factors_[made_ % 2], ring_[made_ % kRing]);
         at_ += Block::kBytes;
