@@ -45,7 +45,7 @@ OPERATORS = {
         "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens *workspace *fault *k_scales *v_scales "
         "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
         "q_token_stride q_head_stride window most_tokens most_context workspace_floats "
-        "dtype cache_dtype .scale .soft_cap *stream"
+        "dtype cache_dtype is_deterministic .scale .soft_cap *stream"
     ),
     "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride *stream",
     "feed_tokens": "*token_ids *drawn *sources tokens rows *stream",
