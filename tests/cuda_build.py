@@ -62,6 +62,12 @@ def resources(folder: Path) -> Resources:
     return found
 
 
+def serialised(folder: Path) -> list[str]:
+    """What the assembler says of kernels whose products of wgmma it lets wait for each other."""
+    said = "".join(path.read_text() for path in sorted((folder / "objects" / "cuda").glob("*.log")))
+    return [line for line in said.splitlines() if "wgmma.mma_async instructions are serialized" in line]
+
+
 def kernel_name(signature: str) -> str:
     """Without what every kernel's signature has, and its parameters."""
     name = signature.replace("(anonymous namespace)::", "").removeprefix("void ").rsplit("(", 1)[0]

@@ -5,7 +5,6 @@ import struct
 from pathlib import Path
 
 import torch
-from emulated import DTYPES
 from torch import Tensor
 
 from shoal.cuda_ext.cuda_binding import Call, pack
@@ -99,20 +98,21 @@ def linear_quantised(random: torch.Generator) -> list[Call]:
     ]
 
 
-def paged_attention(random: torch.Generator, cache_dtype: torch.dtype = BF16) -> list[Call]:
-    """A chunk of 20 of 50 tokens and a single token after 299."""
-    q = torch.randn(21, 4, 64, generator=random).to(BF16)
-    caches = [torch.randn(23, 2, 16, 64, generator=random).to(cache_dtype) for _ in range(2)]
-    tables = torch.stack([torch.arange(19), torch.arange(19) + 4]).int()
+def paged_attention(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
+    """A chunk of 40 of 430 tokens and a single token after 299."""
+    q = torch.randn(41, 4, 64, generator=random).to(BF16)
+    caches = [torch.randn(31, 2, 16, 64, generator=random).to(BF16) for _ in range(2)]
+    tables = torch.stack([torch.arange(27), torch.arange(27) + 4]).int()
     workspace = _zeros(2 * 4 * 2 * 66, dtype=torch.float32)
     return [
         ("paged_attention", {
-            "out": _zeros(21, 4, 64), "q": q, "k_cache": caches[0], "v_cache": caches[1], "block_tables": tables,
-            "query_starts": torch.tensor([0, 20, 21]).int(), "context_lens": torch.tensor([50, 300]).int(),
-            "workspace": workspace, "fault": _zeros(1, dtype=torch.int32), "tokens": 21, "sequences": 2, "heads": 4,
-            "kv_heads": 2, "dim": 64, "blocks": 23, "block_size": 16, "table_width": 19, "table_stride": 19,
-            "q_token_stride": 256, "q_head_stride": 64, "most_tokens": 20, "most_context": 304,
-            "workspace_floats": workspace.numel(), "dtype": 1, "cache_dtype": DTYPES[cache_dtype], "scale": 0.125,
+            "out": _zeros(41, 4, 64), "q": q, "k_cache": caches[0], "v_cache": caches[1], "block_tables": tables,
+            "query_starts": torch.tensor([0, 40, 41]).int(), "context_lens": torch.tensor([430, 300]).int(),
+            "workspace": workspace, "fault": _zeros(1, dtype=torch.int32), "tokens": 41, "sequences": 2, "heads": 4,
+            "kv_heads": 2, "dim": 64, "blocks": 31, "block_size": 16, "table_width": 27, "table_stride": 27,
+            "q_token_stride": 256, "q_head_stride": 64, "most_tokens": 40, "most_context": 432,
+            "workspace_floats": workspace.numel(), "dtype": 1, "cache_dtype": 1, "scale": 0.125,
+            "is_deterministic": is_deterministic,
         }),
     ]  # fmt: skip
 

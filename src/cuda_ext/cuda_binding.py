@@ -45,7 +45,7 @@ OPERATORS = {
         "*out *q *k_cache *v_cache *block_tables *query_starts *context_lens *workspace *fault *k_scales *v_scales "
         "tokens sequences heads kv_heads dim blocks block_size table_width table_stride "
         "q_token_stride q_head_stride window most_tokens most_context workspace_floats "
-        "dtype cache_dtype .scale .soft_cap *stream"
+        "dtype cache_dtype is_deterministic .scale .soft_cap *stream"
     ),
     "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride *stream",
     "feed_tokens": "*token_ids *drawn *sources tokens rows *stream",
@@ -80,8 +80,8 @@ PICKS = {
     "pack_quantised": "a block a tile of 16 × 64",
     "dequantise": "a block a tile of 16 × 64",
     "paged_attention": (
-        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 128 or 64 rows a block (32 or 16 for 256); "
-        "single tokens: a warp each 256 positions"
+        "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 128 or 64 rows a block (32 or 16 for 256), on sm_90a "
+        "with wgmma for heads of up to 128 and caches of 16 bits; single tokens: a warp each 256 positions"
     ),
     "draw": "a block a row; radix selection, nothing is sorted",
     "feed_tokens": "a thread a token",

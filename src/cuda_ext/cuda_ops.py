@@ -170,8 +170,8 @@ def paged_attention(
         sequences=sequences, heads=heads, kv_heads=kv_heads, dim=dim, blocks=blocks, block_size=block_size,
         table_width=table_width, table_stride=block_tables.stride(0), q_token_stride=q.stride(0),
         q_head_stride=q.stride(1), window=window, most_tokens=most_tokens, most_context=most_context,
-        workspace_floats=workspace.numel(), dtype=DTYPES[q.dtype], cache_dtype=DTYPES[k_cache.dtype], scale=scale,
-        soft_cap=soft_cap, **_scales(scales, k_cache),
+        workspace_floats=workspace.numel(), dtype=DTYPES[q.dtype], cache_dtype=DTYPES[k_cache.dtype],
+        is_deterministic=program.is_deterministic, scale=scale, soft_cap=soft_cap, **_scales(scales, k_cache),
     )  # fmt: skip
 
 

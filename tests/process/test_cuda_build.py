@@ -16,3 +16,7 @@ def test_no_kernel_spills_and_registers_are_those_of_the_table() -> None:
     written = cuda_build.TABLE.read_text()
     if written.startswith(cuda_build.nvcc_version() + "\n"):
         assert cuda_build.table(folder) == written
+
+
+def test_no_products_of_wgmma_wait_for_each_other() -> None:
+    assert not cuda_build.serialised(cuda_build.build())

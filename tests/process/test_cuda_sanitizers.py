@@ -101,7 +101,11 @@ def test_kernels_stay_inside_their_tensors(test: str) -> None:
     [
         *((operator, "80") for operator in cuda_calls.EXAMPLES),
         ("paged_attention", "80:1"),
-        *((operator, chip) for operator in ("linear", "linear_quantised") for chip in ("90", "90:1")),
+        *(
+            (operator, chip)
+            for operator in ("linear", "linear_quantised", "paged_attention")
+            for chip in ("90", "90:1")
+        ),
     ],
 )
 def test_threads_of_a_block_meet_where_they_must(operator: str, chip: str, tmp_path: Path) -> None:
@@ -189,6 +193,51 @@ PLANTED = {
         "        show_to_products();",
         "thread",
         "data race",
+        "90",
+    ),
+    "tiles that are read before they are there": Planted(
+        "paged_attention",
+        "attention_group.h",
+        "            wait_for_phase(shared.full[stage], turn / kStages);\n",
+        "",
+        "thread",
+        "data race",
+        "90",
+    ),
+    "tiles in the place of those that are still read": Planted(
+        "paged_attention",
+        "attention_group.h",
+        "            if (turn >= kStages) wait_for_phase(shared.empty[stage], turn / kStages - 1);\n",
+        "",
+        "thread",
+        "data race",
+        "90",
+    ),
+    "a place that is free before its products are done": Planted(
+        "paged_attention",
+        "attention_group.h",
+        "wait_for_products<1>(rows.sums, weights);",
+        "",
+        "thread",
+        "data race",
+        "90",
+    ),
+    "one lane that tells before the others have read": Planted(
+        "paged_attention",
+        "attention_group.h",
+        "        __syncwarp();\n        if (threadIdx.x % kWarpSize == 0) arrive(at);",
+        "        if (threadIdx.x % kWarpSize == 0) arrive(at);",
+        "thread",
+        "data race",
+        "90",
+    ),
+    "a stage beyond the shared memory": Planted(
+        "paged_attention",
+        "attention_group.h",
+        "here.keys + d / 4 * kPanel",
+        "here.keys + (d / 4 + 10) * kPanel",
+        MEMORY,
+        "heap-buffer-overflow",
         "90",
     ),
     "a column too far": Planted(
@@ -289,30 +338,62 @@ def changes_results(planted: Planted, to: Path) -> bool:
     return sums[0] != sums[1]
 
 
-@pytest.mark.parametrize(
-    ("operator", "file"),
-    [
-        ("paged_attention", "paged_attention.cu"),
-        ("linear", "linear_many.h"),
-    ],
-)
-def test_a_copy_that_is_not_waited_for_shows(operator: str, file: str, tmp_path: Path) -> None:
-    was, now = (f"wait_for_copies<kStages - {n}>" for n in (2, 1))
-    assert changes_results(Planted(operator, file, was, now, "", ""), tmp_path)
+def test_a_stage_that_nobody_frees_is_a_deadlock_by_name(tmp_path: Path) -> None:
+    freed = "            if (turn > 0) tell(shared.empty[(turn - 1) % kStages]);\n"
+    planted = Planted("paged_attention", "attention_group.h", freed, "", "", "", "90")
+    done = replay("undefined", plant(planted, tmp_path), "paged_attention", tmp_path, "90")
+    assert re.search(r"status 8 .*deadlock in paged_attention, block \(0, 0, 0\): .*an mbarrier", done.stdout)
 
 
-def test_a_product_that_is_not_waited_for_shows(tmp_path: Path) -> None:
-    was, now = "wait_for_products<0>(sums", "wait_for_products<1>(sums"
-    assert changes_results(Planted("linear", "linear_group.h", was, now, "", "", "90"), tmp_path)
+HURRIED = [
+    (
+        "paged_attention",
+        "80",
+        "paged_attention.cu",
+        "wait_for_copies<kStages - 2>",
+        "wait_for_copies<kStages - 1>",
+    ),
+    ("linear", "80", "linear_many.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
+    ("paged_attention", "90", "attention_group.h", "tell_full<1>", "tell_full<2>"),
+    ("paged_attention", "90", "attention_group.h", "        show_to_products();\n", ""),
+    ("linear", "90", "linear_group.h", "wait_for_products<0>(sums", "wait_for_products<1>(sums"),
+    ("linear", "90", "linear_group.h", "            begin_products(sums);\n", ""),
+    ("paged_attention", "90", "attention_group.h", "wait_for_products<0>(s, q", "wait_for_products<1>(s, q"),
+    (
+        "paged_attention",
+        "90",
+        "attention_group.h",
+        "if (tile > 0) wait_for_products<0>(rows.sums, weights);",
+        "",
+    ),
+    (
+        "paged_attention",
+        "90",
+        "attention_group.h",
+        "wait_for_products<0>(rows.sums, weights);\n                rows.finish",
+        "rows.finish",
+    ),
+    ("paged_attention", "90", "attention_group.h", "            begin_products(s);\n", ""),
+    ("paged_attention", "90", "attention_group.h", "                begin_products(rows.sums);\n", ""),
+]
+"""Waits and fences taken away from copies and products."""
 
 
+@pytest.mark.parametrize(("operator", "chip", "file", "was", "now"), HURRIED)
+def test_copies_and_products_that_are_not_waited_for_show(
+    operator: str, chip: str, file: str, was: str, now: str, tmp_path: Path
+) -> None:
+    assert changes_results(Planted(operator, file, was, now, "", "", chip), tmp_path)
+
+
+@pytest.mark.parametrize("operator", ["linear", "paged_attention"])
 @pytest.mark.parametrize("is_deterministic", [0, 1])
 def test_a_wgmma_that_rounds_otherwise_changes_no_deterministic_row(
-    is_deterministic: int, tmp_path: Path
+    operator: str, is_deterministic: int, tmp_path: Path
 ) -> None:
     was = "sum = product_sum(shape.adds ? sum : 0.0f, a[row], b);"
     more = (("is_deterministic", is_deterministic),)
-    planted = Planted("linear", "emulation/emulation.cpp", was, was + " sum *= 1.001f;", "", "", "90", more)
+    planted = Planted(operator, "emulation/emulation.cpp", was, was + " sum *= 1.001f;", "", "", "90", more)
     assert changes_results(planted, tmp_path) == (not is_deterministic)
 
 

@@ -92,9 +92,10 @@ struct WarpRows {
     __device__ __forceinline__ void add_tile(const WarpQueries<T, Dim>& q, SharedRows<T, Dim> keys,
                                              SharedRows<T, Dim> values, int first, const int (&positions)[2],
                                              const Scores& scores) {
-        float weights[kTileKeys / 8][4] = {};
+        float weights[kTileKeys / 8][4] = {}, keep[2];
         multiply_keys(q, keys, weights);
-        weigh(weights, first, positions, scores);
+        weigh(weights, 0, keep, first, positions, scores);
+        rescale(keep);
         add_values(weights, values);
     }
 
@@ -113,15 +114,17 @@ struct WarpRows {
         }
     }
 
-    // Products become weights, relative to the rows' peaks.
-    __device__ __forceinline__ void weigh(float (&s)[kTileKeys / 8][4], int first, const int (&positions)[2],
-                                          const Scores& scores) {
+    // The products of a tile, from the begin-th on, become weights relative to the rows' peaks. keep: what the sums so far
+    // are to be multiplied with.
+    template <int Products>
+    __device__ __forceinline__ void weigh(float (&s)[Products][4], int begin, float (&keep)[2], int first,
+                                          const int (&positions)[2], const Scores& scores) {
         const int t = int(threadIdx.x) % 4;
         UNROLL for (int row = 0; row < 2; row++) {
             float peak = softmax[row].peak;
             UNROLL for (int n = 0; n < kTileKeys / 8; n++)
                 UNROLL for (int i = 0; i < 2; i++) {
-                    float& score = s[n][2 * row + i];
+                    float& score = s[begin + n][2 * row + i];
                     const bool is_seen = scores.is_seen(first + n * 8 + 2 * t + i, positions[row]);
                     score = is_seen ? scores.of(score) : -INFINITY;
                     // NaN is kept, which fmaxf would not do.
@@ -132,24 +135,30 @@ struct WarpRows {
                 peak = other != other || other > peak ? other : peak;
             }
             const float from = peak == -INFINITY ? 0.0f : peak;
-            const float keep = exp_two(softmax[row].peak - from);
-            float total = softmax[row].total * keep;
-            UNROLL for (int n = 0; n < kTileKeys / 8; n++)
+            keep[row] = exp_two(softmax[row].peak - from);
+            float total = softmax[row].total * keep[row];
+            UNROLL for (int n = begin; n < begin + kTileKeys / 8; n++)
                 UNROLL for (int i = 0; i < 2; i++) total += s[n][2 * row + i] = exp_two(s[n][2 * row + i] - from);
             softmax[row] = {peak, total};
-            UNROLL for (int n = 0; n < Dim / 8; n++) {
-                sums[n][2 * row] *= keep;
-                sums[n][2 * row + 1] *= keep;
-            }
         }
+    }
+
+    __device__ __forceinline__ void rescale(const float (&keep)[2]) {
+        UNROLL for (int n = 0; n < Dim / 8; n++)
+            UNROLL for (int i = 0; i < 4; i++) sums[n][i] *= keep[i / 2];
+    }
+
+    // Weights of 16 positions as the left side of a product.
+    __device__ __forceinline__ static void pair_up(const float (&low)[4], const float (&high)[4], uint32_t (&a)[4]) {
+        a[0] = pair_of<T>(low[0], low[1]), a[1] = pair_of<T>(low[2], low[3]);
+        a[2] = pair_of<T>(high[0], high[1]), a[3] = pair_of<T>(high[2], high[3]);
     }
 
     __device__ __forceinline__ void add_values(const float (&weights)[kTileKeys / 8][4], SharedRows<T, Dim> values) {
         const int lane = int(threadIdx.x) % kWarpSize;
         UNROLL for (int key = 0; key < kTileKeys; key += 16) {
-            const float(&low)[4] = weights[key / 8], (&high)[4] = weights[key / 8 + 1];
-            const uint32_t a[4] = {pair_of<T>(low[0], low[1]), pair_of<T>(low[2], low[3]), pair_of<T>(high[0], high[1]),
-                                   pair_of<T>(high[2], high[3])};
+            uint32_t a[4];
+            pair_up(weights[key / 8], weights[key / 8 + 1], a);
             UNROLL for (int n = 0; n < Dim / 8; n += 2) {
                 uint32_t b[4];
                 load_matrices_transposed(b, values.at(key + lane % 16, n * 8 + lane / 16 * 8));

@@ -112,6 +112,9 @@ inline bool is_aligned(const void* pointer, int64_t stride) {
 // What an fp8 cache of a KV head is multiplied with.
 __device__ __forceinline__ float scale_of(const float* scales, int64_t head) { return scales ? scales[head] : 1.0f; }
 
+// What is the same on all lanes, so that the compiler knows.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
+
 // Of all lanes, in one order, on every lane.
 __device__ __forceinline__ float sum_of_warp(float x) {
     UNROLL for (int mask = 16; mask > 0; mask /= 2) x += __shfl_xor_sync(kAllLanes, x, mask);

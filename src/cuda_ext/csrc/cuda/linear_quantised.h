@@ -5,22 +5,6 @@
 
 #include "linear_tile.h"
 
-// a - b, two elements each
-template <typename T>
-__device__ __forceinline__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
-#if defined(__CUDACC__)
-    std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2> x, y;
-    memcpy(&x, &a, sizeof x);
-    memcpy(&y, &b, sizeof y);
-    const auto difference = __hsub2(x, y);
-    memcpy(&a, &difference, sizeof a);
-    return a;
-#else
-    const auto half = [](uint32_t pair, int which) { return to_float(T{uint16_t(pair >> 16 * which)}); };
-    return pair_of<T>(half(a, 0) - half(b, 0), half(a, 1) - half(b, 1));
-#endif
-}
-
 template <typename T, int Bits, int Group, bool HasOffset>
 struct QuantisedWeight {
     using Element = T;
@@ -66,16 +50,19 @@ struct QuantisedWeight {
     __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
         constexpr bool kIsBfloat16 = std::is_same_v<T, bf16>;
         constexpr uint32_t kPower = kIsBfloat16 ? 0x43004300 : 0x64006400;  // 128; 1024
+        const auto difference = [](auto code, auto zero) { return code - zero; };
         UNROLL for (int step = 0; step < kSteps; step++)
             UNROLL for (int i = 0; i < 4; i++) {
                 const uint32_t word = tile.codes[Bits == 4 ? step : 2 * step + i / 2];
-                const uint32_t codes = word >> Bits * (Bits == 4 ? i : i % 2);
-                if constexpr (Bits == 8 && kIsBfloat16)
+                uint32_t codes = word >> Bits * (Bits == 4 ? i : i % 2), zero = kPower + kFormat.zero() * 0x00010001;
+                if constexpr (Bits == 8 && kIsBfloat16) {
                     // 128 holds no more than seven bits: the eighth goes into what is taken off.
-                    a[step][i] = subtract_pairs<T>((codes & 0x007f007f) | kPower, (codes & 0x00800080) ^ 0x43804380);
-                else
-                    a[step][i] = subtract_pairs<T>((codes & (Bits == 4 ? 0x000f000f : 0x00ff00ff)) | kPower,
-                                                   kPower + kFormat.zero() * 0x00010001);
+                    zero = (codes & 0x00800080) ^ 0x43804380;
+                    codes &= 0x007f007f;
+                } else {
+                    codes &= Bits == 4 ? 0x000f000f : 0x00ff00ff;
+                }
+                a[step][i] = of_pairs<T>(codes | kPower, zero, difference);
             }
     }
 

@@ -68,6 +68,22 @@ __device__ __forceinline__ void load_pairs(uint32_t* to, const T* from, int64_t 
     UNROLL for (int i = 0; i < Count; i += 2) to[i / 2] = pair_of<T>(element(i), element(i + 1));
 }
 
+// What ``operation`` makes of the elements of two pairs.
+template <typename T, typename Operation>
+__device__ __forceinline__ uint32_t of_pairs(uint32_t a, uint32_t b, const Operation& operation) {
+#if defined(__CUDACC__)
+    std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2> x, y;
+    memcpy(&x, &a, sizeof x);
+    memcpy(&y, &b, sizeof y);
+    const auto made = operation(x, y);
+    memcpy(&a, &made, sizeof a);
+    return a;
+#else
+    const auto half = [](uint32_t pair, int which) { return to_float(T{uint16_t(pair >> 16 * which)}); };
+    return pair_of<T>(operation(half(a, 0), half(b, 0)), operation(half(a, 1), half(b, 1)));
+#endif
+}
+
 // A row's part of the right side of a tile's products.
 template <int Run, typename T>
 __device__ __forceinline__ void load_row(uint32_t (&to)[kSteps][2], const T* row, int64_t tile, int t, int64_t inputs,

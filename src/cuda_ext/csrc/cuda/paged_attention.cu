@@ -3,8 +3,9 @@
 // A block is some rows (tokens × the query heads of one KV head) of one sequence. Chunks: a block walks all sections of
 // its rows' context. Single tokens: a section is a block of its own (flash decoding), which leaves its sums in the
 // workspace, and a second kernel puts them together. Tiles of keys and values come by cp.async, one or two ahead of the
-// tile that is multiplied; those of an fp8 cache are widened to bfloat16 in shared memory.
-#include "attention_tile.h"
+// tile that is multiplied; those of an fp8 cache are widened to bfloat16 in shared memory. Chunks of many rows on sm_90a:
+// attention_group.h.
+#include "attention_group.h"
 
 namespace {
 
@@ -26,103 +27,21 @@ struct Layout {
     static constexpr int kBytes = kQueriesEnd > kWholeEnd ? kQueriesEnd : kWholeEnd;
 };
 
-// The rows of a block: ``rows`` of them from the first of its sequence's.
-struct Span {
-    int sequence, first_token, tokens, context, first_row, rows, kv_head;
-};
-
-// The sequence of the index-th tile of ``tile_rows`` rows, counting through those of several tokens. All lanes alike.
-__device__ bool find_tile(const AttentionArgs& a, int index, int tile_rows, Span& span) {
-    const int lane = int(threadIdx.x) % kWarpSize, group = int(a.heads / a.kv_heads);
-    for (int base = 0; base < a.sequences; base += kWarpSize) {
-        const int sequence = base + lane;
-        const int tokens = sequence < a.sequences ? a.query_starts[sequence + 1] - a.query_starts[sequence] : 0;
-        const int tiles = tokens > 1 ? (tokens * group + tile_rows - 1) / tile_rows : 0;
-        int end = tiles;
-        for (int distance = 1; distance < kWarpSize; distance *= 2) {
-            const int before = __shfl_up_sync(kAllLanes, end, distance);
-            if (lane >= distance) end += before;
-        }
-        const uint32_t beyond = __ballot_sync(kAllLanes, end > index);
-        if (beyond) {
-            const int found = __ffs(beyond) - 1;
-            span.sequence = base + found;
-            span.tokens = __shfl_sync(kAllLanes, tokens, found);
-            span.first_row = (index - __shfl_sync(kAllLanes, end - tiles, found)) * tile_rows;
-            return true;
-        }
-        index -= __shfl_sync(kAllLanes, end, kWarpSize - 1);
-    }
-    return false;
-}
-
-// Of a chunk's tile or of a single token; false where the block has nothing to do.
-template <int Warps, bool IsSplit>
-__device__ bool find_span(const AttentionArgs& a, Span& span) {
-    const int group = int(a.heads / a.kv_heads), tile_rows = Warps * kTileRows;
-    if (IsSplit) {
-        const int tiles = (group + tile_rows - 1) / tile_rows;
-        span.sequence = int(blockIdx.z);
-        span.tokens = a.query_starts[span.sequence + 1] - a.query_starts[span.sequence];
-        span.kv_head = int(blockIdx.y) / tiles;
-        span.first_row = int(blockIdx.y) % tiles * tile_rows;
-        if (span.tokens != 1) return false;
-    } else {
-        span.kv_head = int(blockIdx.y);
-        if (!find_tile(a, int(blockIdx.x), tile_rows, span)) return false;
-    }
-    const int left = span.tokens * group - span.first_row;
-    span.rows = left < tile_rows ? left : tile_rows;
-    span.first_token = a.query_starts[span.sequence];
-    span.context = a.context_lens[span.sequence];
-    const bool fits = span.context >= span.tokens && span.context <= a.table_width * a.block_size &&
-                      span.context <= a.most_context;
-    if (!fits && threadIdx.x == 0) atomicCAS(a.fault, kOk, kContextTooShort);
-    return fits;
-}
-
 template <typename Cache, int Dim, int Warps, bool IsSplit>
-struct AttentionBlock {
+struct AttentionBlock : BlockRows {
     using Places = Layout<Cache, Dim, Warps, IsSplit>;
     using T = ElementOf<Cache>;
     static constexpr int kThreads = Warps * kWarpSize;
     static constexpr int kAtOnce = Dim > 128 ? 1 : 4;  // turns of a loop that are unrolled: wide heads need the registers
 
-    const AttentionArgs& a;
-    const Span& span;
     unsigned char* shared;
-    int group = int(a.heads / a.kv_heads);
-    int first_position = span.context - span.tokens;
-
-    __device__ __forceinline__ int position_of(int row) const { return first_position + (span.first_row + row) / group; }
-    __device__ __forceinline__ int head_of(int row) const { return span.kv_head * group + (span.first_row + row) % group; }
-    __device__ __forceinline__ int token_of(int row) const { return span.first_token + (span.first_row + row) / group; }
-
-    // The first position that any row sees, and the one behind the last.
-    __device__ __forceinline__ int seen_from() const {
-        const int first = position_of(0) + 1 - int(a.window);
-        return a.window > 0 && first > 0 ? first : 0;
-    }
-    __device__ __forceinline__ int seen_to() const { return position_of(span.rows - 1) + 1; }
-
-    template <typename Q>
-    __device__ __forceinline__ void load_queries(bool aligned) const {
-        KEEP_LOOP for (int i = int(threadIdx.x); i < Warps * kTileRows * Dim / 8; i += kThreads) {
-            const int row = i / (Dim / 8), column = i % (Dim / 8) * 8;
-            const Q* q = static_cast<const Q*>(a.q) + token_of(row) * a.q_token_stride + head_of(row) * a.q_head_stride;
-            float eight[8] = {};
-            if (row < span.rows && column < a.dim) load_eight(eight, q + column, 8, aligned);
-            auto* to = reinterpret_cast<T*>(shared + Places::kQueries + row * Places::kRow) + column;
-            store_eight(to, eight, 8, true);
-        }
-    }
 
     // Afterwards whole sums may begin.
     __device__ __forceinline__ WarpQueries<T, Dim> queries(bool aligned) const {
-        a.dtype == kBFloat16 ? load_queries<bf16>(aligned) : load_queries<fp16>(aligned);
-        const int warp = int(threadIdx.x) / kWarpSize;
+        T* all = reinterpret_cast<T*>(shared + Places::kQueries);
+        load_queries<T, Dim, Warps * kTileRows, kThreads>(all, aligned);
         WarpQueries<T, Dim> mine;
-        mine.rows = {reinterpret_cast<T*>(shared + Places::kQueries + warp * kTileRows * Places::kRow)};
+        mine.rows = {all + int(threadIdx.x) / kWarpSize * kTileRows * SharedRows<T, Dim>::kStride};
         __syncthreads();
         mine.keep();
         __syncthreads();
@@ -134,24 +53,12 @@ struct AttentionBlock {
     __device__ __forceinline__ void fetch(int first, int last, int stage) const {
         if (first >= last) return commit_copies();
         constexpr int kOfChunk = 16 / int(sizeof(Cache)), kChunks = Dim / kOfChunk;
-        const int32_t* table = a.block_tables + span.sequence * a.table_stride;
-        const int block_size = int(a.block_size), from = seen_from(), to = seen_to();
         UNROLL_SOME for (int i = int(threadIdx.x); i < kTileKeys * kChunks; i += kThreads) {
-            const int key = i / kChunks, column = i % kChunks * kOfChunk, position = first + key;
-            bool is_wanted = position >= from && position < to && column < a.dim;
-            int64_t place = 0;
-            if (is_wanted) {
-                const int block = table[position / block_size];
-                is_wanted = block >= 0 && block < a.blocks;
-                const int64_t row = (int64_t(block) * a.kv_heads + span.kv_head) * block_size + position % block_size;
-                if (is_wanted)
-                    place = row * a.dim + column;
-                else
-                    atomicCAS(a.fault, kOk, kBlockOutside);
-            }
+            const int key = i / kChunks, column = i % kChunks * kOfChunk;
+            const int64_t row = column < a.dim ? cache_row(first + key) : -1, place = row < 0 ? 0 : row * a.dim + column;
             unsigned char* into = shared + stage * Places::kStage + key * Places::kRawRow + column * int(sizeof(Cache));
-            copy_16_bytes(into, static_cast<const Cache*>(a.k_cache) + place, is_wanted);
-            copy_16_bytes(into + Places::kRawTile, static_cast<const Cache*>(a.v_cache) + place, is_wanted);
+            copy_16_bytes(into, static_cast<const Cache*>(a.k_cache) + place, row >= 0);
+            copy_16_bytes(into + Places::kRawTile, static_cast<const Cache*>(a.v_cache) + place, row >= 0);
         }
         commit_copies();
     }
@@ -175,19 +82,12 @@ struct AttentionBlock {
         __syncthreads();
     }
 
-    __device__ __forceinline__ Scores scores() const {
-        const float scale = float(a.scale) * scale_of(a.k_scales, span.kv_head), cap = float(a.soft_cap);
-        return {cap == 0.0f ? scale * kLog2E : scale / cap, cap * kLog2E, int(a.window)};
-    }
-
     // The tiles from ``first`` to ``last``, multiples of a tile; finish(section) after each section's last one.
     template <typename Finish>
     __device__ __forceinline__ void walk(const WarpQueries<T, Dim>& q, int first, int last, const Finish& finish) const {
         constexpr int kStages = Places::kStages;
-        const int warp = int(threadIdx.x) / kWarpSize, g = int(threadIdx.x) % kWarpSize / 4;
-        const int row = warp * kTileRows + g;
-        const int positions[2] = {row < span.rows ? position_of(row) : -1,
-                                  row + 8 < span.rows ? position_of(row + 8) : -1};
+        int positions[2];
+        lane_positions(positions);
         const Scores how = scores();
         WarpRows<T, Dim> rows;
         rows.start_section();
@@ -208,29 +108,15 @@ struct AttentionBlock {
     }
 };
 
-__device__ __forceinline__ void store_out(const AttentionArgs& a, int64_t place, float x) {
-    if (a.dtype == kBFloat16)
-        static_cast<bf16*>(a.out)[place] = from_float<bf16>(x);
-    else
-        static_cast<fp16*>(a.out)[place] = from_float<fp16>(x);
-}
-
-__device__ __forceinline__ int64_t sections_of(int64_t context) { return (context + kSection - 1) / kSection; }
-
-// Where a single token's section leaves its sums: dim of them, then peak and total.
-__device__ __forceinline__ float* part_of(const AttentionArgs& a, int sequence, int head, int section) {
-    return a.workspace + ((sequence * a.heads + head) * sections_of(a.most_context) + section) * (a.dim + 2);
-}
-
 template <typename Cache, int Dim, int Warps, bool IsSplit>
 __global__ void __launch_bounds__(Warps* kWarpSize, 1) paged_attention_kernel(AttentionArgs a, bool aligned) {
     Span span;
     if (!find_span<Warps, IsSplit>(a, span)) return;
     using Block = AttentionBlock<Cache, Dim, Warps, IsSplit>;
-    const Block block{a, span, dynamic_shared()};
-    const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, g = lane / 4, t = lane % 4;
-    const int from = block.seen_from() / kTileKeys * kTileKeys;
-    const int to = (block.seen_to() + kTileKeys - 1) / kTileKeys * kTileKeys;
+    const Block block{{a, span}, dynamic_shared()};
+    const int warp = int(threadIdx.x) / kWarpSize;
+    const int from = block.seen_from / kTileKeys * kTileKeys;
+    const int to = (block.seen_to + kTileKeys - 1) / kTileKeys * kTileKeys;
     const int section_first = IsSplit ? int(blockIdx.x) * kSection : 0;
     const int first = from > section_first ? from : section_first;
     const int last = IsSplit && to > section_first + kSection ? section_first + kSection : to;
@@ -245,26 +131,7 @@ __global__ void __launch_bounds__(Warps* kWarpSize, 1) paged_attention_kernel(At
         if (IsSplit) whole.start();
         whole.add(rows);
     });
-    const float v_scale = scale_of(a.v_scales, span.kv_head);
-    UNROLL for (int i = 0; i < 4; i++) {
-        const int row = warp * kTileRows + g + i / 2 * 8;
-        if (row >= span.rows) continue;
-        const Softmax& softmax = whole.softmax[i / 2];
-        const int head = block.head_of(row);
-        float* part = IsSplit ? part_of(a, span.sequence, head, int(blockIdx.x)) : nullptr;
-        const int64_t out = (int64_t(block.token_of(row)) * a.heads + head) * a.dim;
-        KEEP_LOOP for (int column = 2 * t + i % 2; column < a.dim; column += 8) {
-            const float sum = whole.at(column / 8, i);
-            if (IsSplit)
-                part[column] = sum;
-            else
-                store_out(a, out + column, sum / softmax.total * v_scale);
-        }
-        if (IsSplit && t == 0 && i % 2 == 0) {
-            part[a.dim] = softmax.peak;
-            part[a.dim + 1] = softmax.total;
-        }
-    }
+    block.template store<IsSplit>(whole);
 }
 
 constexpr int kMergeThreads = 128;
@@ -290,19 +157,43 @@ __global__ void __launch_bounds__(kMergeThreads) merge_sections_kernel(Attention
     }
 }
 
+bool has_aligned_queries(const AttentionArgs& a) {
+    return is_aligned<bf16>(a.q, a.q_token_stride) && a.q_head_stride % 8 == 0;
+}
+
 template <typename Cache, int Dim, int Warps, bool IsSplit>
 int start_blocks(const AttentionArgs& a, dim3 grid) {
-    const bool aligned = is_aligned<bf16>(a.q, a.q_token_stride) && a.q_head_stride % 8 == 0;
     constexpr int kBytes = Layout<Cache, Dim, Warps, IsSplit>::kBytes;
     const auto kernel = paged_attention_kernel<Cache, Dim, Warps, IsSplit>;
-    return launch("paged_attention", kernel, grid, Warps * kWarpSize, kBytes, a.stream, a, aligned);
+    return launch("paged_attention", kernel, grid, Warps * kWarpSize, kBytes, a.stream, a, has_aligned_queries(a));
+}
+
+// How many blocks of so many rows all chunks of a KV head may take.
+int64_t most_tiles(const AttentionArgs& a, int rows) {
+    const int64_t chunks = a.sequences < a.tokens / 2 ? a.sequences : a.tokens / 2;
+    return a.tokens * (a.heads / a.kv_heads) / rows + chunks;
+}
+
+// One warpgroup a block where two leave processors without one.
+template <typename T, int Dim, int Groups>
+int start_groups(const AttentionArgs& a) {
+    const int64_t tiles = most_tiles(a, Groups * kGroupRows);
+    if constexpr (Groups > 1)
+        if (tiles * a.kv_heads < chip().processors) return start_groups<T, Dim, Groups / 2>(a);
+    const dim3 grid(unsigned(tiles), unsigned(a.kv_heads));
+    constexpr size_t kBytes = sizeof(AttentionShared<T, Dim, Groups>);
+    const auto kernel = paged_attention_group_kernel<T, Dim, Groups>;
+    return launch("paged_attention", kernel, grid, kGroupThreads<Groups>, kBytes, a.stream, a, has_aligned_queries(a));
 }
 
 // Smaller blocks where large ones take more memory than the chip has for one, or leave processors without one.
 template <typename Cache, int Dim, int Warps>
 int start_chunks(const AttentionArgs& a) {
-    const int64_t chunks = a.sequences < a.tokens / 2 ? a.sequences : a.tokens / 2;
-    const int64_t tiles = a.tokens * (a.heads / a.kv_heads) / (Warps * kTileRows) + chunks;
+    if constexpr (Dim <= 128 && sizeof(Cache) == 2) {
+        const bool has_rows = a.most_tokens * (a.heads / a.kv_heads) >= kGroupRows;
+        if (has_rows && has_wgmma() && !a.is_deterministic) return start_groups<Cache, Dim, 2>(a);
+    }
+    const int64_t tiles = most_tiles(a, Warps * kTileRows);
     if constexpr (Warps > (Dim > 128 ? 1 : 4)) {
         const bool fits = size_t(Layout<Cache, Dim, Warps, false>::kBytes) <= chip().shared_bytes;
         if (!fits || tiles * a.kv_heads < chip().processors) return start_chunks<Cache, Dim, Warps / 2>(a);

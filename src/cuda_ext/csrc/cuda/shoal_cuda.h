@@ -136,7 +136,7 @@ struct DequantiseArgs {
 // in RopeWriteKvArgs, a row's bytes a multiple of 16; dim: at most 256.
 // query_starts: [sequences + 1]; context_lens: with the new tokens. most_tokens and most_context: no sequence has more
 // new tokens or a longer context. workspace: float32, at least sequences · heads · (most_context / 256, rounded up) ·
-// (dim + 2) of them. window: positions that a token sees, itself included, or 0.
+// (dim + 2) of them. window: positions that a token sees, itself included, or 0. is_deterministic: as in LinearArgs.
 struct AttentionArgs {
     void* out;
     const void* q;
@@ -151,7 +151,7 @@ struct AttentionArgs {
     const float* v_scales;
     int64_t tokens, sequences, heads, kv_heads, dim, blocks, block_size, table_width, table_stride;
     int64_t q_token_stride, q_head_stride, window, most_tokens, most_context, workspace_floats;
-    int64_t dtype, cache_dtype;
+    int64_t dtype, cache_dtype, is_deterministic;
     double scale, soft_cap;
     void* stream;
 };

@@ -1,5 +1,5 @@
-// The tile products of the tensor cores, the copies that feed them, and clusters: what threads do together. Each wrapper
-// is the instruction under nvcc and its emulation under g++; nothing else here knows of either.
+// The tile products of the tensor cores, the copies that feed them, barriers in shared memory and clusters: what threads do
+// together. Each wrapper is the instruction under nvcc and its emulation under g++; nothing else here knows of either.
 //
 // Fragments of m16n8k16 (PTX ISA, "Matrix fragments for mma.m16n8k16"), lane = 4 · g + t, pairs of 16-bit elements:
 //   a[0]: row g, columns 2t, 2t+1      a[1]: row g+8      a[2], a[3]: the same rows, columns 2t+8, 2t+9
@@ -120,6 +120,47 @@ __device__ __forceinline__ const T* of_block(int rank, const T* mine) {
 #endif
 }
 
+// A barrier in shared memory (sm_90): phases end when as many have arrived as it was started with, and begin with 0. Who
+// passes sees what those who arrived wrote before. It is started by one thread, before all others meet.
+struct Mbarrier {
+    uint64_t word;
+};
+
+__device__ __forceinline__ void start_barrier(Mbarrier& at, int arrivals) {
+#if !defined(__CUDACC__)
+    emulation::start_mbarrier(&at.word, arrivals);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(unsigned(__cvta_generic_to_shared(&at))), "r"(arrivals)
+                 : "memory");
+#endif
+}
+
+__device__ __forceinline__ void arrive(Mbarrier& at) {
+#if !defined(__CUDACC__)
+    emulation::arrive_at_mbarrier(&at.word);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(unsigned(__cvta_generic_to_shared(&at)))
+                 : "memory");
+#endif
+}
+
+// For the phase-th phase to end; its waiters may be one phase behind, not more.
+__device__ __forceinline__ void wait_for_phase(Mbarrier& at, int phase) {
+#if !defined(__CUDACC__)
+    emulation::wait_for_mbarrier(&at.word, phase % 2);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    const unsigned address = unsigned(__cvta_generic_to_shared(&at));
+    uint32_t has_ended = 0;
+    while (!has_ended)
+        asm volatile("{\n.reg .pred ended;\n"
+                     "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 ended, [%1], %2;\n"
+                     "selp.b32 %0, 1, 0, ended;\n}"
+                     : "=r"(has_ended)
+                     : "r"(address), "r"(phase % 2)
+                     : "memory");
+#endif
+}
+
 // wgmma: a warpgroup's four warps multiply 64 rows, 16 of each warp in registers as mma's left side, with rows of 64
 // elements in shared memory. There a row's 16-byte chunk c lies in the place of c ^ row % 8 (128-byte swizzling), and the
 // first row at a multiple of 1024 bytes. Products are under way until they are waited for.
@@ -138,14 +179,32 @@ __device__ __forceinline__ void pin(float (&sums)[Tiles][4]) {
 }
 #endif
 
+// A warpgroup keeps as many registers a thread as it says, or takes as many, and waits until others have given enough.
+// Without effect where there is no wgmma.
+template <int Registers>
+__device__ __forceinline__ void give_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+#endif
+}
+
+template <int Registers>
+__device__ __forceinline__ void take_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+#endif
+}
+
 // What this thread wrote to shared memory is seen by products that begin after a barrier.
 __device__ __forceinline__ void show_to_products() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if !defined(__CUDACC__)
+    emulation::show_copies();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
-// Before products that read or add to registers which were written since the last wait.
+// Before each group of products: they read or add to registers that were written since the last one.
 template <int Tiles>
 __device__ __forceinline__ void begin_products(float (&sums)[Tiles][4]) {
 #if defined(__CUDACC__)
@@ -155,6 +214,7 @@ __device__ __forceinline__ void begin_products(float (&sums)[Tiles][4]) {
 #endif
 #else
     (void)sums;
+    emulation::begin_products();
 #endif
 }
 
@@ -166,22 +226,35 @@ __device__ __forceinline__ void commit_products() {
 #endif
 }
 
+#if !defined(__CUDACC__)
+// Element ``k`` of a product's step of its column-th column, where it lies.
+inline const uint16_t* right_of(const emulation::Product& product, int column, int k) {
+    const int along = 16 * product.step + k;
+    if (product.panel == 0) return product.right + swizzled(column, along);
+    return product.right + column / kGroupRow * product.panel + swizzled(along, column % kGroupRow);
+}
+
+inline void end_products(int groups) {
+    constexpr int kMostOfLane = emulation::kMostColumns / kWarpSize;
+    const int lane = int(threadIdx.x) % kWarpSize;
+    while (const emulation::Product* due = emulation::product_due(groups)) {
+        uint16_t right[kMostOfLane][16];
+        for (int i = 0, column = lane; column < due->columns; i++, column += kWarpSize)
+            for (int k = 0; k < 16; k++) {
+                const uint16_t* from = right_of(*due, column, k);
+                right[i][k] = emulation::is_shown(from) ? *from : emulation::kNan;
+            }
+        emulation::multiply_due(right);
+    }
+}
+#endif
+
 // Of all groups but the last ``Groups``. left: what products had as their left side, which is not written over before.
 template <int Groups, int Tiles, int Steps>
 __device__ __forceinline__ void wait_for_products(float (&sums)[Tiles][4], const uint32_t (&left)[Steps][4]) {
 #if !defined(__CUDACC__)
     (void)sums, (void)left;
-    const int lane = int(threadIdx.x) % kWarpSize;
-    while (const emulation::Product* due = emulation::product_due(Groups)) {
-        uint16_t right[Tiles * 8 / kWarpSize][16];
-        for (int i = 0, row = lane; row < due->columns; i++, row += kWarpSize)
-            for (int half = 0; half < 2; half++) {
-                const auto chunk =
-                    load_whole<Eight<uint16_t>>(due->right + swizzled(row, 16 * due->step + 8 * half));
-                memcpy(right[i] + 8 * half, chunk.of, sizeof chunk);
-            }
-        emulation::multiply_due(right);
-    }
+    end_products(Groups);
 #else
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Groups) : "memory");
@@ -193,25 +266,33 @@ __device__ __forceinline__ void wait_for_products(float (&sums)[Tiles][4], const
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// Where the right side begins, with swizzling of 128 bytes; addresses and offsets in units of 16 bytes.
+__device__ __forceinline__ uint64_t descriptor_of(const void* first, int leading, int stride) {
+    const uint64_t address = (__cvta_generic_to_shared(first) & 0x3ffff) >> 4;
+    return address | uint64_t(leading) << 16 | uint64_t(stride) << 32 | uint64_t(1) << 62;
+}
+
+constexpr int kEightRows = 8 * kGroupRow * 2 >> 4;
+
 #define SUMS_OF(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
 #define SUMS_OF_4(n) SUMS_OF(n), SUMS_OF(n + 1), SUMS_OF(n + 2), SUMS_OF(n + 3)
-#define PRODUCT_64(type)                                                                                               \
+#define PRODUCT_64(type, across)                                                                                       \
     asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %37, 0;\n"                                                    \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                      \
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
                  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                                               \
-                 "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 0;\n}"                                                     \
+                 "}, {%32, %33, %34, %35}, %36, adds, 1, 1, " across ";\n}"                                            \
                  : SUMS_OF_4(0), SUMS_OF_4(4)                                                                          \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(int(adds))                         \
                  : "memory")
-#define PRODUCT_128(type)                                                                                              \
+#define PRODUCT_128(type, across)                                                                                      \
     asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %69, 0;\n"                                                    \
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                     \
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
                  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "     \
                  "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "     \
                  "%59, %60, %61, %62, %63"                                                                             \
-                 "}, {%64, %65, %66, %67}, %68, adds, 1, 1, 0;\n}"                                                     \
+                 "}, {%64, %65, %66, %67}, %68, adds, 1, 1, " across ";\n}"                                            \
                  : SUMS_OF_4(0), SUMS_OF_4(4), SUMS_OF_4(8), SUMS_OF_4(12)                                             \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(int(adds))                         \
                  : "memory")
@@ -224,21 +305,44 @@ __device__ __forceinline__ void multiply_group(float (&c)[Tiles][4], const uint3
     static_assert(Tiles == 8 || Tiles == 16, "a wgmma of 64 or 128 columns");
 #if !defined(__CUDACC__)
     emulation::multiply_later(
-        {&c[0][0], a, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, adds, std::is_same_v<T, bf16>});
+        {&c[0][0], a, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, 0, adds, std::is_same_v<T, bf16>});
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    // Addresses and offsets in units of 16 bytes: the first row; eight rows further; swizzling of 128 bytes.
-    const uint64_t first = (__cvta_generic_to_shared(rows) & 0x3ffff) >> 4, eight_rows = 8 * kGroupRow * 2 >> 4;
-    const uint64_t descriptor = (first + 2 * uint64_t(step)) | uint64_t(1) << 16 | eight_rows << 32 | uint64_t(1) << 62;
+    const uint64_t descriptor = descriptor_of(rows, 1, kEightRows) + 2 * uint64_t(step);
     if constexpr (Tiles == 8) {
         if constexpr (std::is_same_v<T, bf16>)
-            PRODUCT_64("bf16");
+            PRODUCT_64("bf16", "0");
         else
-            PRODUCT_64("f16");
+            PRODUCT_64("f16", "0");
     } else {
         if constexpr (std::is_same_v<T, bf16>)
-            PRODUCT_128("bf16");
+            PRODUCT_128("bf16", "0");
         else
-            PRODUCT_128("f16");
+            PRODUCT_128("f16", "0");
+    }
+#endif
+}
+
+// c += a · the step-th 16 rows: of ``Tiles`` · 8 columns, each 64 of which are a panel of rows, ``panel`` elements apart
+template <typename T, int Tiles>
+__device__ __forceinline__ void multiply_group_rows(float (&c)[Tiles][4], const uint32_t (&a)[4], const T* rows, int step,
+                                                    int panel) {
+    static_assert(Tiles == 8 || Tiles == 16, "a wgmma of 64 or 128 columns");
+#if !defined(__CUDACC__)
+    emulation::multiply_later(
+        {&c[0][0], a, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, panel, true, std::is_same_v<T, bf16>});
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    constexpr bool adds = true;
+    const uint64_t descriptor = descriptor_of(rows, panel * 2 >> 4, kEightRows) + 2 * kEightRows * uint64_t(step);
+    if constexpr (Tiles == 8) {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_64("bf16", "1");
+        else
+            PRODUCT_64("f16", "1");
+    } else {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_128("bf16", "1");
+        else
+            PRODUCT_128("f16", "1");
     }
 #endif
 }

@@ -1,5 +1,7 @@
 """Products with plain and quantised matrices against float64, and rows alone against rows in a batch, to the bit."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from emulated import DTYPES, close, one_rounding
@@ -25,6 +27,37 @@ FORMATS = [
 ]
 
 
+class Sizes(NamedTuple):
+    """Of a product with a matrix; rows of it and of x begin at multiples of eight elements where ``is_aligned``."""
+
+    rows: int
+    inputs: int
+    outputs: int
+    is_aligned: bool
+
+    def wide(self, rows: int) -> tuple[int, int]:
+        """The shape of a matrix whose first columns are the inputs."""
+        return rows, self.inputs + (-self.inputs % 8 if self.is_aligned else 1)
+
+    def x(self, fresh: torch.Generator, dtype: torch.dtype) -> Tensor:
+        return torch.randn(self.wide(self.rows), generator=fresh).to(dtype)[:, : self.inputs]
+
+
+SIZES = [
+    Sizes(*sizes, is_aligned)
+    for sizes in [
+        (1, 64, 16),
+        (1, 1100, 35),
+        (3, 7, 1),
+        (9, 200, 50),
+        (17, 576, 33),
+        (40, 72, 20),
+        (150, 1104, 300),
+    ]
+    for is_aligned in (True, False)
+]
+
+
 def linear(
     cuda: CudaLibrary,
     x: Tensor,
@@ -46,24 +79,11 @@ def linear(
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"),
-    [(1, 64, 16), (1, 1100, 35), (3, 7, 1), (9, 200, 50), (17, 576, 33), (40, 72, 20), (70, 1104, 300)],
-)
-@pytest.mark.parametrize("aligned", [True, False])
-def test_linear(
-    cuda: CudaLibrary,
-    fresh: torch.Generator,
-    dtype: torch.dtype,
-    rows: int,
-    inputs: int,
-    outputs: int,
-    aligned: bool,
-) -> None:
-    extra = -inputs % 8 if aligned else 1
-    x = torch.randn(rows, inputs + extra, generator=fresh).to(dtype)[:, :inputs]
-    weight = torch.randn(outputs, inputs + extra, generator=fresh).to(dtype)[:, :inputs]
-    bias = torch.randn(outputs, generator=fresh) if rows % 2 else None
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_linear(cuda: CudaLibrary, fresh: torch.Generator, dtype: torch.dtype, sizes: Sizes) -> None:
+    x, inputs, outputs = sizes.x(fresh, dtype), sizes.inputs, sizes.outputs
+    weight = torch.randn(sizes.wide(outputs), generator=fresh).to(dtype)[:, :inputs]
+    bias = torch.randn(outputs, generator=fresh) if sizes.rows % 2 else None
     truth = reference.linear(x.double(), weight.double(), None if bias is None else bias.double())
     size = float(inputs) ** 0.5
     close(linear(cuda, x, weight, bias, torch.float32), truth, 1e-5, 2e-6 * size)
@@ -83,25 +103,11 @@ def test_every_fp8_number_is_widened_exactly(cuda: CudaLibrary, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"),
-    [(1, 64, 16), (1, 1100, 35), (3, 7, 1), (9, 200, 50), (17, 576, 33), (40, 72, 20), (150, 1104, 300)],
-)
-@pytest.mark.parametrize("aligned", [True, False])
-def test_linear_of_fp8(
-    cuda: CudaLibrary,
-    fresh: torch.Generator,
-    dtype: torch.dtype,
-    rows: int,
-    inputs: int,
-    outputs: int,
-    aligned: bool,
-) -> None:
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_linear_of_fp8(cuda: CudaLibrary, fresh: torch.Generator, dtype: torch.dtype, sizes: Sizes) -> None:
     """With scales of outputs, and rows alone as in their batch, to the bit."""
-    extra = -inputs % 8 if aligned else 1
-    x = torch.randn(rows, inputs + extra, generator=fresh).to(dtype)[:, :inputs]
-    numbers = every_fp8()
-    codes = torch.randint(0, len(numbers), (outputs, inputs + extra), generator=fresh)
+    x, inputs, outputs, numbers = sizes.x(fresh, dtype), sizes.inputs, sizes.outputs, every_fp8()
+    codes = torch.randint(0, len(numbers), sizes.wide(outputs), generator=fresh)
     weight = numbers.view(torch.uint8)[codes].view(torch.float8_e4m3fn)[:, :inputs]
     scales, bias = torch.randn(outputs, generator=fresh), torch.randn(outputs, generator=fresh)
     scaled = weight.double() * scales.double()[:, None]

@@ -11,6 +11,8 @@ from torch import Tensor
 from shoal.cuda_ext import reference
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 
+pytestmark = pytest.mark.usefixtures("chip")
+
 FP8 = torch.float8_e4m3fn
 SECTION = 256
 
@@ -29,6 +31,7 @@ class Case:
     k_scales: Tensor | None = None
     v_scales: Tensor | None = None
     fault: int = 0
+    is_deterministic: int = 0
 
     def run(self, cuda: CudaLibrary) -> Tensor:
         tokens, heads, dim = self.q.shape
@@ -49,6 +52,7 @@ class Case:
             most_tokens=int(self.query_starts.diff().max()) if sequences else 0, most_context=most_context,
             workspace_floats=workspace.numel(), dtype=DTYPES[self.q.dtype], cache_dtype=DTYPES[self.k_cache.dtype],
             scale=self.scale, soft_cap=self.soft_cap, k_scales=self.k_scales, v_scales=self.v_scales,
+            is_deterministic=self.is_deterministic,
         )  # fmt: skip
         assert fault.item() == self.fault
         return out
@@ -143,9 +147,10 @@ def test_mixed_chunks_and_decodes(
 @pytest.mark.parametrize("dim", [8, 16, 40, 64, 72, 128, 200, 256])
 def test_head_sizes(cuda: CudaLibrary, fresh: torch.Generator, dim: int) -> None:
     for cache_dtype in (torch.bfloat16, torch.float16, FP8)[: 3 if dim % 16 == 0 else 2]:
-        assert_true(cuda, make_case(fresh, [(1, 77), (20, 90)], dim=dim, cache_dtype=cache_dtype))
+        assert_true(cuda, make_case(fresh, [(1, 77), (23, 90)], dim=dim, cache_dtype=cache_dtype))
 
 
+@pytest.mark.parametrize("chip", ["80"], indirect=True)
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float16, FP8])
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_blocks_of_other_sizes(
@@ -155,18 +160,22 @@ def test_blocks_of_other_sizes(
     dim: int,
     cache_dtype: torch.dtype,
 ) -> None:
-    """For chips with 99 KiB a block, and for those that large blocks fill: to the same bits."""
+    """For chips with 99 KiB a block, for those that large blocks fill, with wgmma: to the same bits, as the emulation
+    rounds."""
     case = make_case(fresh, [(1, 77), (45, 400)], dim=dim, cache_dtype=cache_dtype)
     assert_true(emulation, case)
     expected = case.run(emulation)
-    for chip in ("80:1", "86:1", "89", "90:1"):
+    for chip in ("80:1", "86:1", "89", "90", "90:1", "100"):
         monkeypatch.setenv("SHOAL_EMULATED_CHIP", chip)
         assert torch.equal(case.run(emulation), expected)
+    monkeypatch.setenv("SHOAL_EMULATED_CHIP", "90:1")
+    assert torch.equal(replace(case, is_deterministic=1).run(emulation), expected)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 1), (9, 3), (14, 2), (37, 1)])
 def test_head_groups(cuda: CudaLibrary, fresh: torch.Generator, heads: int, kv_heads: int) -> None:
-    assert_true(cuda, make_case(fresh, [(1, 5), (11, 99)], heads=heads, kv_heads=kv_heads))
+    tokens = 1 + 130 * kv_heads // heads
+    assert_true(cuda, make_case(fresh, [(1, 5), (tokens, 140)], heads=heads, kv_heads=kv_heads))
 
 
 @pytest.mark.parametrize("block", [8, 11, 64, 256])
@@ -174,7 +183,8 @@ def test_head_groups(cuda: CudaLibrary, fresh: torch.Generator, heads: int, kv_h
 def test_block_sizes_and_several_sections(
     cuda: CudaLibrary, fresh: torch.Generator, block: int, window: int
 ) -> None:
-    assert_true(cuda, make_case(fresh, [(3, 3), (1, 550), (9, 300), (1, 256)], block=block, window=window))
+    rows = [(3, 3), (1, 550), (25, 650), (1, 256), (9, 300)]
+    assert_true(cuda, make_case(fresh, rows, block=block, window=window))
 
 
 def test_many_sequences(cuda: CudaLibrary, fresh: torch.Generator) -> None:
@@ -184,11 +194,11 @@ def test_many_sequences(cuda: CudaLibrary, fresh: torch.Generator) -> None:
 
 
 def test_queries_inside_a_fused_matrix(cuda: CudaLibrary, fresh: torch.Generator) -> None:
-    case = make_case(fresh, [(9, 20), (1, 3)])
+    case = make_case(fresh, [(25, 30), (1, 3)])
     expected = case.run(cuda)
     for first in (5, 8):
-        fused = torch.randn(10, first + 6 * 32 + 64, generator=fresh).bfloat16()
-        inside = fused[:, first : first + 6 * 32].view(10, 6, 32)
+        fused = torch.randn(26, first + 6 * 32 + 64, generator=fresh).bfloat16()
+        inside = fused[:, first : first + 6 * 32].view(26, 6, 32)
         inside.copy_(case.q)
         assert torch.equal(replace(case, q=inside).run(cuda), expected)
 
@@ -224,19 +234,21 @@ def test_a_row_does_not_depend_on_batch_or_chunking(
 
 
 def test_nan_in_one_sequence_stays_there(cuda: CudaLibrary, fresh: torch.Generator) -> None:
-    case = make_case(fresh, [(3, 40), (3, 40), (1, 40)])
-    case.k_cache[case.block_tables[0, 1], 0, 3, 5] = torch.nan
-    result = case.run(cuda)
-    assert result[:3, :3].isnan().all()
-    assert result[3:].isfinite().all()
+    for tokens in (3, 24):
+        case = make_case(fresh, [(tokens, 60), (3, 40), (1, 40)])
+        case.k_cache[case.block_tables[0, 1], 0, 3, 5] = torch.nan
+        result = case.run(cuda)
+        assert result[:tokens, :3].isnan().all()
+        assert result[tokens:].isfinite().all()
 
 
 def test_blocks_before_the_window_are_never_read(cuda: CudaLibrary, fresh: torch.Generator) -> None:
-    case = make_case(fresh, [(2, 200), (1, 500)], window=20)
-    expected = case.run(cuda)
-    case.block_tables[0, :11] = 10**6
-    case.block_tables[1, :29] = -1
-    assert torch.equal(case.run(cuda), expected)
+    for tokens in (2, 30):
+        case = make_case(fresh, [(tokens, 200), (1, 500)], window=20)
+        expected = case.run(cuda)
+        case.block_tables[0, : (200 - tokens + 1 - 20) // 16] = 10**6
+        case.block_tables[1, :29] = -1
+        assert torch.equal(case.run(cuda), expected)
 
 
 @pytest.mark.parametrize(
@@ -248,10 +260,11 @@ def test_blocks_before_the_window_are_never_read(cuda: CudaLibrary, fresh: torch
         ({"context_lens": torch.tensor([1, 20], dtype=torch.int32)}, 5),
     ],
 )
+@pytest.mark.parametrize("group", [3, 40])
 def test_what_is_out_of_range_is_told(
-    cuda: CudaLibrary, fresh: torch.Generator, change: dict[str, Tensor], fault: int
+    cuda: CudaLibrary, fresh: torch.Generator, change: dict[str, Tensor], fault: int, group: int
 ) -> None:
-    case = make_case(fresh, [(2, 20), (1, 20)])
+    case = make_case(fresh, [(2, 20), (1, 20)], heads=2 * group)
     replace(case, **change, fault=fault).run(cuda)
 
 

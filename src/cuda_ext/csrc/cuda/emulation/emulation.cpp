@@ -24,7 +24,6 @@ enum class Together { kNothing, kBarrier, kShuffle, kBallot, kGather, kMultiply,
 constexpr const char* kNames[] = {"nothing", "__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma", "wgmma"};
 constexpr int kSlotBytes = 16;
 constexpr int kMostIdleTurns = 100000, kTurnsBeforeNap = 128;
-constexpr int kMostColumns = 256;
 
 // What a thread has asked for, in order, and how much of it at each commit.
 template <typename Item>
@@ -54,7 +53,21 @@ struct Queue {
 struct Waiting {
     Product product;
     std::vector<float> saved;
+    bool is_valid;
 };
+
+// Who copied 16 bytes of shared memory, and how often it had shown its copies before.
+struct Landed {
+    const void* fibre = nullptr;
+    int shown = 0;
+};
+
+// What lies in an mbarrier's place.
+struct Phase {
+    uint16_t arrivals, missing;
+    uint32_t parity;
+};
+static_assert(sizeof(Phase) == sizeof(uint64_t));
 
 struct Fragments {
     uint32_t a[4], b[2];
@@ -81,7 +94,7 @@ struct Cluster {
     int arrived = 0, line = 0;
 };
 
-constexpr size_t kSharedAlignment = 1024;
+constexpr size_t kSharedAlignment = 1024, kCopied = 16;
 
 struct FreeShared {
     void operator()(unsigned char* memory) const { ::operator delete[](memory, std::align_val_t(kSharedAlignment)); }
@@ -95,6 +108,7 @@ struct Block {
     std::vector<Warp> warps;
     std::unique_ptr<unsigned char[], FreeShared> dynamic;  // as long as a thread lives
     unsigned char* shared = nullptr;
+    std::vector<Landed> landed;  // of each 16 bytes of dynamic memory
     int arrived = 0, live = 0, line = 0;
 };
 
@@ -109,6 +123,9 @@ struct Fibre {
     Queue<Copy> copies;
     Queue<Waiting> products;
     Waiting* due = nullptr;
+    bool has_begun = false;  // a group of products
+    int shown = 0;           // how often, its copies
+    const void* waits_for = nullptr;
 };
 
 struct Launch {
@@ -225,6 +242,7 @@ void place_threads(Block& block, size_t first) {
     block.dynamic.reset(new (std::align_val_t(kSharedAlignment)) unsigned char[launch.shared_bytes]);
     block.shared = block.dynamic.get();
     std::fill_n(block.shared, launch.shared_bytes, 0xff);
+    block.landed.assign(launch.shared_bytes / kCopied + 1, {});
     block.live = int(threads);
     while (fibres.size() < first + threads) {
         fibres.push_back(std::make_unique<Fibre>());
@@ -241,6 +259,8 @@ void place_threads(Block& block, size_t first) {
         fibre.place = {unfold(i, launch.block), block.index, launch.block, launch.grid};
         fibre.copies.clear();
         fibre.products.clear();
+        fibre.has_begun = false;
+        fibre.shown = 0;
         rewind(fibre.stack, entry);
     }
 }
@@ -319,6 +339,37 @@ void warp_barrier(const char*, int line) {
     release(warp);
     meet_warp(Together::kBarrier, line);
     acquire(warp);
+}
+
+void start_mbarrier(uint64_t* at, int arrivals) {
+    *reinterpret_cast<Phase*>(at) = {uint16_t(arrivals), uint16_t(arrivals), 0};
+}
+
+void arrive_at_mbarrier(uint64_t* at) {
+    release(at);
+    auto& phase = *reinterpret_cast<Phase*>(at);
+    if (--phase.missing > 0) return;
+    phase.missing = phase.arrivals;
+    phase.parity ^= 1;
+    const Block& block = *me().block;
+    for (size_t i = 0; i < count_of(block.launch->block); i++) {
+        Fibre& fibre = *fibres[block.first + i];
+        if (fibre.waits_for == at) fibre.state = State::kReady;
+    }
+    idle_turns = 0;
+}
+
+void wait_for_mbarrier(uint64_t* at, int parity) {
+    Fibre& mine = me();
+    mine.what = "an mbarrier";
+    mine.line = 0;
+    mine.waits_for = at;
+    while (int(reinterpret_cast<const Phase*>(at)->parity) == parity) {
+        mine.state = State::kAtBarrier;
+        next_turn(false);
+    }
+    mine.waits_for = nullptr;
+    acquire(at);
 }
 
 void wait_for_other_processes() { has_peers = true; }
@@ -402,16 +453,40 @@ void multiply(float* sums, const uint32_t* a, const uint32_t* b, bool is_bfloat1
     if (meet_warp(Together::kMultiply, 0)) multiply_all(*fibre.warp);
 }
 
+// Of 16 bytes in this block's dynamic memory.
+static size_t place_of(const void* shared) {
+    return size_t(static_cast<const unsigned char*>(shared) - me().block->shared) / kCopied;
+}
+
 void copy_later(const Copy& copy) { me().copies.items.push_back(copy); }
 void commit_copies() { me().copies.commit(); }
-const Copy* copy_due(int groups) { return me().copies.due(size_t(groups)); }
+
+const Copy* copy_due(int groups) {
+    Fibre& mine = me();
+    const Copy* copy = mine.copies.due(size_t(groups));
+    const size_t place = copy ? place_of(copy->to) : 0;
+    if (copy && place < mine.block->landed.size()) mine.block->landed[place] = {&mine, mine.shown};
+    return copy;
+}
+
+void show_copies() { me().shown++; }
+
+bool is_shown(const void* shared) {
+    const size_t place = place_of(shared);
+    if (place >= me().block->landed.size()) return true;
+    const Landed& landed = me().block->landed[place];
+    return !landed.fibre || static_cast<const Fibre*>(landed.fibre)->shown > landed.shown;
+}
+
+void begin_products() { me().has_begun = true; }
 
 void multiply_later(const Product& product) {
     auto& products = me().products;
     const auto begin = products.items.begin() + ptrdiff_t(products.done);
     const bool goes_on = std::any_of(begin, products.items.end(),
                                      [&](const Waiting& other) { return other.product.sums == product.sums; });
-    Waiting waiting{product, {}};
+    const bool is_aligned = reinterpret_cast<uintptr_t>(product.right) % kSharedAlignment == 0;
+    Waiting waiting{product, {}, me().has_begun && is_aligned};
     if (!goes_on) {
         float *sums = product.sums, *end = sums + product.columns / 2;
         waiting.saved.assign(sums, end);
@@ -420,7 +495,10 @@ void multiply_later(const Product& product) {
     products.items.push_back(std::move(waiting));
 }
 
-void commit_products() { me().products.commit(); }
+void commit_products() {
+    me().products.commit();
+    me().has_begun = false;
+}
 
 const Product* product_due(int groups) {
     Fibre& mine = me();
@@ -455,6 +533,7 @@ void multiply_due(const uint16_t (*right)[16]) {
     for (int i = 0, column = mine.lane; column < mine.due->product.columns; i++, column += kWarp)
         std::copy_n(right[i], 16, mine.warp->right[column]);
     if (meet_warp(Together::kMultiplyGroup, 0)) multiply_group(*mine.warp);
+    if (!mine.due->is_valid) std::fill_n(mine.due->product.sums, mine.due->product.columns / 2, std::nanf(""));
 }
 
 static size_t clusters_of(const Launch& launch) { return count_of(launch.grid) / launch.cluster; }

@@ -40,6 +40,8 @@ struct Place {
 };
 
 constexpr int kWarp = 32;
+constexpr int kMostColumns = 256;  // of a product of wgmma
+constexpr uint16_t kNan = 0x7fff;  // in bfloat16 and in half precision
 
 // A copy that cp.async has been asked for, 16 bytes or zeros.
 struct Copy {
@@ -47,13 +49,14 @@ struct Copy {
     const void* from;
 };
 
-// A warp's part of a product that wgmma has been asked for: 16 rows times ``columns`` rows of 64 elements in shared memory,
-// of which it takes the step-th 16. sums and left: this lane's, as mma's.
+// A warp's part of a product that wgmma has been asked for: 16 rows times ``columns`` columns, the step-th 16 elements of
+// each. panel: 0 where a column is a row of 64 elements in shared memory, else how far apart panels of 64 columns are, in
+// elements. sums and left: this lane's, as mma's.
 struct Product {
     float* sums;
     const uint32_t* left;
     const uint16_t* right;
-    int columns, step;
+    int columns, step, panel;
     bool adds, is_bfloat16;
 };
 
@@ -90,7 +93,18 @@ void commit_copies();
 // The oldest copy that is not among the ``groups`` last committed ones, or null.
 const Copy* copy_due(int groups);
 
-// From here until the product is due its sums are NaN.
+// What a thread's copies left in shared memory is shown to products by that thread; until then they read NaN there.
+void show_copies();
+bool is_shown(const void* shared);
+
+// As mbarriers: a phase ends with its last arrival; who waits for one waits for the next of its parity.
+void start_mbarrier(uint64_t* at, int arrivals);
+void arrive_at_mbarrier(uint64_t* at);
+void wait_for_mbarrier(uint64_t* at, int parity);
+
+// From here until the product is due its sums are NaN; for good where its group was not begun, or where its right side is
+// not at a multiple of 1024 bytes.
+void begin_products();
 void multiply_later(const Product& product);
 void commit_products();
 
