@@ -10,6 +10,8 @@ from shoal.errors import StartError
 
 WITHOUT_TWIN = {"pack_weight", "pack_quantised", "linear_quantised"}
 """They serve layouts that only compiled operators read: torch takes plain weights."""
+WITHOUT_TILES = {"quantise", "linear_quantised"}
+"""They multiply integers."""
 
 
 def main() -> int:
@@ -54,6 +56,8 @@ def _built_for_cuda(cuda: cuda_binding.CudaLibrary | None) -> list[str]:
 
 def _runs_on(operator: str, compiled: CpuLibrary | None) -> str:
     if compiled is not None:
+        if compiled.has_tiles and operator in WITHOUT_TILES:
+            return f"not used: at {compiled.level} linear takes integer weights"
         return f"compiled, {compiled.level}"
     return "not used" if operator in WITHOUT_TWIN else f"torch {torch.__version__} reference"
 

@@ -296,11 +296,12 @@ def linear(
     bias: Tensor | None = None,
     rows: Count | None = None,
 ) -> None:
-    """out: float32 [rows, rows of weight], maybe columns of a wider matrix; bias: float32. A ``QuantisedWeight`` reads
-    ``x.quantised``, the others ``x.plain``.
+    """out: float32 [rows, rows of weight], maybe columns of a wider matrix; bias: float32. Weights that
+    ``reads_quantised`` names read ``x.quantised``, the others ``x.plain``.
 
     Each result is one chain of fused multiply-adds over the columns, or over their groups: the same to the bit at any
-    number of rows and threads and at any level. Where no library was built it is torch's product, which is not.
+    number of rows and threads, and at any level without tiles. Where no library was built it is torch's product, which
+    is not.
     """
     most, outputs = out.shape
     rows = _counted(rows, most)
