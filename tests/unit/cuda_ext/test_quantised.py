@@ -216,6 +216,18 @@ def test_weights_are_quantised_to_the_nearest_code(fresh: torch.Generator, bits:
     assert torch.equal(found[3], torch.zeros(70))
 
 
+@pytest.mark.usefixtures("level")
+def test_packing_does_not_depend_on_threads(fresh: torch.Generator) -> None:
+    for form in FORMATS:
+        groups = random_groups(fresh, form, 1007, 512)
+        eager.set_threads(1)
+        alone = pack_quantised(groups, 512).storage
+        for threads in (2, 3, 5):
+            eager.set_threads(threads)
+            for _ in range(4):
+                assert torch.equal(pack_quantised(groups, 512).storage, alone)
+
+
 def test_parts_are_joined_reordered_and_written_in_pieces(fresh: torch.Generator) -> None:
     if library() is None:
         pytest.skip("no CPU library was built")

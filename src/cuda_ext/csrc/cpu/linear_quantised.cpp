@@ -69,8 +69,10 @@ EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
 EXPORT int shoal_pack_quantised(const PackQuantisedArgs* args) {
     const PackQuantisedArgs& a = *args;
     const WeightFormat format{a.bits, a.group, a.offsets != nullptr};
-    parallel_ranges(a.rows, (1 << 16) / at_least_one(a.groups * a.group) + 1, [&](int64_t begin, int64_t end) {
-        for (int64_t output = begin; output < end; output++)
+    // By panels: in some layouts two outputs of a panel share a byte.
+    const int64_t panels = (a.rows + kPanel - 1) / kPanel;
+    parallel_ranges(panels, (1 << 12) / at_least_one(a.groups * a.group) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t output = begin * kPanel; output < end * kPanel && output < a.rows; output++)
             for (int64_t group = 0; group < a.groups; group++) place(a, format, output, group);
     });
     return kOk;
