@@ -61,12 +61,7 @@ class CudaDriver(Driver):
         self.device = device
 
     def step(self, rows: list[tuple[Sequence, int]], sources: list[int] | None = None) -> Tensor:
-        for sequence, count in rows:
-            while len(sequence.blocks) * self._block_size < sequence.computed + count:
-                sequence.blocks.append(self._free.pop())
-        inputs = self._inputs(rows)
-        for sequence, count in rows:
-            sequence.computed += count
+        inputs = self._begin(rows)
         tokens = len(inputs.token_ids)
         self.decoder.start(inputs, np.array(sources or [-1] * tokens, np.int32))
         results = self.decoder.bring_results()

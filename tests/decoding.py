@@ -88,12 +88,7 @@ class Driver:
 
     def states(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor:
         """The same, but their hidden states."""
-        for sequence, count in rows:
-            while len(sequence.blocks) * self._block_size < sequence.computed + count:
-                sequence.blocks.append(self._free.pop())
-        inputs = self._inputs(rows)
-        for sequence, count in rows:
-            sequence.computed += count
+        inputs = self._begin(rows)
         with torch.inference_mode():
             return self._decoder.hidden(inputs)[inputs.sample_indices]
 
@@ -109,6 +104,16 @@ class Driver:
             agreed += 1
         shared = agreed // self._block_size
         return Sequence(ids, shared * self._block_size, owner.blocks[:shared])
+
+    def _begin(self, rows: Ordered[tuple[Sequence, int]]) -> StepInputs:
+        """The step's inputs, with blocks for its tokens; they count as computed from now on."""
+        for sequence, count in rows:
+            while len(sequence.blocks) * self._block_size < sequence.computed + count:
+                sequence.blocks.append(self._free.pop())
+        inputs = self._inputs(rows)
+        for sequence, count in rows:
+            sequence.computed += count
+        return inputs
 
     def _inputs(self, rows: Ordered[tuple[Sequence, int]]) -> StepInputs:
         size = self._block_size

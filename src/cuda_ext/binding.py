@@ -39,7 +39,7 @@ OPERATORS = {
     ),
     "gated_activation": "*out *quantised *gate_up rows dim row_stride kind",
     "pack_weight": "*panels *weight rows words row_stride",
-    "linear": ("*out *x *panels *bias rows inputs outputs row_stride out_stride dtype bits group has_offset"),
+    "linear": "*out *x *panels *bias rows inputs outputs row_stride out_stride dtype bits group has_offset",
     "quantise": "*quantised *x rows inputs row_stride",
     "linear_quantised": "*out *x *panels *bias rows inputs outputs out_stride bits group has_offset",
     "pack_quantised": "*panels *codes *scales *offsets rows groups bits group",

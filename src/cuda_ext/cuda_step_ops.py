@@ -117,6 +117,11 @@ def draw(
     program.add("draw", ids=ids, logits=logits, **columns, rows=rows, **sizes)
 
 
+def _all_rows(logits: Tensor) -> dict[str, int]:
+    """The sizes of logits whose rows are named by number."""
+    return {"logits_rows": len(logits), "vocabulary": logits.shape[1], "row_stride": logits.stride(0)}
+
+
 def score_logits(
     program: CudaProgram,
     totals: Tensor,
@@ -137,10 +142,9 @@ def score_logits(
     require(len(ids) == most and ids.shape == values.shape, "score_logits: top is not [count, width]")
     require(ids.dtype == torch.int32 and values.dtype == torch.float32, "score_logits: top is of other types")
     require(ids.is_contiguous() and values.is_contiguous(), "score_logits: top is not contiguous")
-    sizes = {"logits_rows": len(logits), "vocabulary": logits.shape[1], "row_stride": logits.stride(0)}
     program.add(
         "score_logits", totals=totals, top_ids=ids, top_values=values, logits=logits, rows=rows, tops=tops, count=count,
-        width=ids.shape[1], **sizes,
+        width=ids.shape[1], **_all_rows(logits),
     )  # fmt: skip
 
 
@@ -153,8 +157,9 @@ def pick_logits(
     require(is_vector(values, torch.float32, len(rows)), "pick_logits: values is not float32 [count]")
     require(is_vector(rows, torch.int64, len(rows)), "pick_logits: rows is not int64 [count]")
     require(is_vector(ids, torch.int64, len(logits)), "pick_logits: ids is not int64 [rows of logits]")
-    sizes = {"logits_rows": len(logits), "vocabulary": logits.shape[1], "row_stride": logits.stride(0)}
-    program.add("pick_logits", values=values, logits=logits, rows=rows, ids=ids, count=count, **sizes)
+    program.add(
+        "pick_logits", values=values, logits=logits, rows=rows, ids=ids, count=count, **_all_rows(logits)
+    )
 
 
 class Meeting(TypedDict):

@@ -32,14 +32,14 @@ class Linear(Generic[W]):
         return self.parts[0].columns
 
     @property
-    def reads_quantised(self) -> bool:
+    def reads_quantised(self: "Linear[HostWeight]") -> bool:
         """Whether some part multiplies integers."""
-        return any(ops.reads_quantised(part) for part in self.parts if not isinstance(part, CudaWeight))
+        return any(ops.reads_quantised(part) for part in self.parts)
 
     @property
-    def reads_plain(self) -> bool:
+    def reads_plain(self: "Linear[HostWeight]") -> bool:
         """Whether some part multiplies floats."""
-        return any(not ops.reads_quantised(part) for part in self.parts if not isinstance(part, CudaWeight))
+        return not all(ops.reads_quantised(part) for part in self.parts)
 
     def record(self: "Linear[HostWeight]", program: Program, out: Tensor, x: Activations, rows: Count) -> None:
         """Appends out = x · matrixᵀ + bias; out: float32 [rows, out]."""

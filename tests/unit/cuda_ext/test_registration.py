@@ -1,6 +1,6 @@
 """The operators in torch's dispatcher: torch's own checks of each, and each against its twin."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import eager
@@ -167,9 +167,22 @@ def case_of(name: str, make: Callable[[torch.Generator], Case], fresh: torch.Gen
     compiled = binding.library()
     if compiled is None and make in (linear_quantised, linear_integers, pack_groups, embed_quantised):
         pytest.skip("no CPU library was built: there are no quantised weights")
-    if compiled is not None and make is (linear_quantised if compiled.has_tiles else linear_integers):
-        pytest.skip(f"{compiled.level} multiplies quantised weights by the other operator")
+    if compiled is not None and make is linear_integers and not compiled.has_tiles:
+        pytest.skip(f"{compiled.level} has no tiles for quantised weights")
     return make(fresh)
+
+
+@pytest.fixture(autouse=True)
+def level_without_tiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where an operator is used at no other."""
+    compiled, call = binding.library(), getattr(request.node, "callspec", None)
+    if compiled is None or call is None or call.params.get("make") is not linear_quantised:
+        yield
+        return
+    before = compiled.level
+    assert compiled.use_level("scalar")
+    yield
+    assert compiled.use_level(before)
 
 
 def test_every_operator_is_registered_and_has_a_case() -> None:

@@ -98,9 +98,8 @@ int linear_amx(const LinearArgs& a) {
     const int64_t most = at_least_one(min_of(kMostRows / kTileRows, kMostPartBytes / at_least_one(tile_bytes)));
     const int64_t blocks = (blocks_of_16 + most - 1) / most, panels = (a.outputs + kPanel - 1) / kPanel;
     const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / blocks;
-    const int64_t wanted = min_of(useful, (thread_count() * kItemsAThread + blocks - 1) / blocks);
     const int64_t groups = (panels + kPanelsAtOnce - 1) / kPanelsAtOnce;
-    const int64_t pieces = thread_count() < 2 ? 1 : at_least_one(min_of(wanted, groups));
+    const int64_t pieces = pieces_of(blocks, kItemsAThread, useful, groups);
     parallel_items(blocks * pieces, true, [&](int64_t index, int) {
         const int64_t block = index / pieces, piece = index % pieces;
         const auto row_at = [&](int64_t i) { return min_of(a.rows, cut(blocks_of_16, i, blocks) * kTileRows); };

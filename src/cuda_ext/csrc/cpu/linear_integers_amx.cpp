@@ -186,7 +186,7 @@ void multiply_item(const LinearArgs& a, const NarrowRows& x, const Item& item) {
 int multiply_few(const LinearArgs& a, NarrowRows x) {
     static Arena memory;
     const int64_t panels = (a.outputs + kPanel - 1) / kPanel, useful = a.rows * a.inputs * a.outputs / kProductsAnItem;
-    const int64_t pieces = at_least_one(min_of(min_of(useful, panels), thread_count() * kItemsAThread));
+    const int64_t pieces = pieces_of(1, kItemsAThread, useful, panels);
     x.words = reinterpret_cast<Narrow*>(memory.reserve(thread_count() * x.tile_bytes()));
     if (!x.words) return kNoMemory;
     bool is_narrow[kMostThreads] = {};
@@ -210,8 +210,7 @@ int multiply_many(const LinearArgs& a, NarrowRows x) {
     });
     const int64_t blocks = (tiles + kMostTiles - 1) / kMostTiles, panels = (a.outputs + kPanel - 1) / kPanel;
     const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / blocks;
-    const int64_t wanted = min_of(useful, (thread_count() * kItemsOfBlocks + blocks - 1) / blocks);
-    const int64_t pieces = thread_count() < 2 ? 1 : at_least_one(min_of(wanted, panels));
+    const int64_t pieces = pieces_of(blocks, kItemsOfBlocks, useful, panels);
     parallel_items(blocks * pieces, true, [&](int64_t index, int) {
         const int64_t block = index / pieces, piece = index % pieces, first = cut(tiles, block, blocks);
         multiply_item(a, {x.tile(first), x.strips},
@@ -223,7 +222,7 @@ int multiply_many(const LinearArgs& a, NarrowRows x) {
 }  // namespace
 
 int linear_integers_amx(const LinearArgs& a) {
-    const NarrowRows x{nullptr, (a.inputs + kStrip - 1) / kStrip};
+    const NarrowRows x{nullptr, strips_of(a.inputs)};
     return a.rows <= kTileRows ? multiply_few(a, x) : multiply_many(a, x);
 }
 

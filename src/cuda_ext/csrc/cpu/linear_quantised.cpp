@@ -10,16 +10,7 @@ namespace {
 constexpr int64_t kMostRowsAnItem = 64;        // whose codes stay in the second-level cache
 constexpr int64_t kProductsAnItem = 1 << 16;   // below, handing it out costs more than it saves
 constexpr int64_t kItemsOfBlocks = 4;          // the same where rows are cut too: blocks seldom go round evenly
-constexpr int64_t kRowsTogether = 16;          // which tiles take at once
 constexpr int64_t kItemsAThread = 2;           // so that a thread that is held up has less to do
-
-int64_t pieces_of(const QuantisedLinearArgs& a, int64_t panels, int64_t row_blocks) {
-    if (thread_count() < 2) return 1;
-    const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / row_blocks;
-    const int64_t wanted = (thread_count() * (row_blocks > 1 ? kItemsOfBlocks : kItemsAThread) + row_blocks - 1) / row_blocks;
-    const int64_t pieces = useful < wanted ? useful : wanted;
-    return at_least_one(pieces < panels ? pieces : panels);
-}
 
 // One group of one output into its panel's block.
 void place(const PackQuantisedArgs& a, const WeightFormat& format, int64_t output, int64_t group) {
@@ -48,19 +39,14 @@ EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
     const int64_t panels = (a.outputs + kPanel - 1) / kPanel;
     const int64_t groups = WeightFormat{a.bits, a.group, false}.groups(a.inputs);
     if (groups > kMostFactors) return kNoMemory;
-    const int64_t fitting = kMostFactors / at_least_one(groups);
-    const int64_t whole = fitting < kRowsTogether ? fitting : fitting / kRowsTogether * kRowsTogether;
-    const int64_t most = whole < kMostRowsAnItem ? whole : kMostRowsAnItem, step = most < kRowsTogether ? 1 : kRowsTogether;
-    const int64_t steps = (a.rows + step - 1) / step, blocks = (steps * step + most - 1) / most;
-    const auto first_row = [&](int64_t block) {
-        const int64_t row = cut(steps, block, blocks) * step;
-        return row < a.rows ? row : a.rows;
-    };
-    const int64_t pieces = pieces_of(a, panels, blocks);
+    const int64_t fitting = kMostFactors / at_least_one(groups), most = fitting < kMostRowsAnItem ? fitting : kMostRowsAnItem;
+    const int64_t blocks = (a.rows + most - 1) / most;
+    const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / blocks;
+    const int64_t pieces = pieces_of(blocks, blocks > 1 ? kItemsOfBlocks : kItemsAThread, useful, panels);
     parallel_items(blocks * pieces, true, [&](int64_t item, int) {
         const int64_t piece = item / blocks, block = item % blocks;
-        current_level().linear_quantised(a, {first_row(block), first_row(block + 1), cut(panels, piece, pieces),
-                                             cut(panels, piece + 1, pieces)});
+        current_level().linear_quantised(a, {cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),
+                                             cut(panels, piece, pieces), cut(panels, piece + 1, pieces)});
     });
     return kOk;
 }

@@ -230,8 +230,7 @@ void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     const auto factors_of = [&](int64_t row) { return memory.from(row * groups); };
     const auto first_of = [&](int64_t tile) { return count * tile / tiles; };
     for (int64_t tile = 0; tile < tiles; tile++)
-        lay_factors<Group>(a, span.first_row + first_of(tile), first_of(tile + 1) - first_of(tile),
-                           first_of(tile + 1) - first_of(tile), factors_of(first_of(tile)));
+        lay_factors<Group>(a, span.first_row + first_of(tile), first_of(tile + 1) - first_of(tile), factors_of(first_of(tile)));
     for (int64_t panel = span.first_panel; panel < span.last_panel; panel++)
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t first = first_of(tile), rows = first_of(tile + 1) - first;

@@ -22,6 +22,14 @@ static inline int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
 // Where the part-th of ``parts`` parts of about the same size begins.
 static inline int64_t cut(int64_t items, int64_t part, int64_t parts) { return items * part / parts; }
 
+// Into how many of at most ``most`` pieces each of ``blocks`` is cut, for ``items_a_thread`` items a thread; ``useful``:
+// pieces beyond which handing one out costs more than it saves.
+static inline int64_t pieces_of(int64_t blocks, int64_t items_a_thread, int64_t useful, int64_t most) {
+    if (thread_count() < 2) return 1;
+    const int64_t wanted = (thread_count() * items_a_thread + blocks - 1) / blocks, allowed = useful < most ? useful : most;
+    return at_least_one(wanted < allowed ? wanted : allowed);
+}
+
 // Calls work(item, thread) for each of [0, items), in any order.
 template <typename Work>
 void parallel_items(int64_t items, bool worth_it, const Work& work) {

@@ -1,4 +1,4 @@
-// What the rows of linear_quantised bring besides their codes, laid out as tiles take it; and how blocks' scales are read.
+// What the rows of linear_quantised bring besides their codes, laid out as tiles take it.
 #pragma once
 
 #include "linear_plan.h"
@@ -9,25 +9,6 @@
 namespace {
 
 constexpr int64_t kFetchAhead = 2048;  // bytes of weights that are asked of the memory before they are needed
-
-// Half-precision scales or offsets of kWidth outputs.
-INLINE Vec load_half_precision(const uint8_t* p) {
-#if defined(__AVX512F__)
-    return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__AVX2__)
-    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-    HalfVec h;
-    __builtin_memcpy(&h, p, sizeof h);
-    const BitVec bits = widen_halves(h);
-    const BitVec magnitude = bits & 0x7fff;
-    // Exponent and mantissa move to their places; a product with 2^112 mends the exponent, subnormals included.
-    const Vec scaled = (Vec)(magnitude << 13) * broadcast(5.192296858534828e33f);
-    const BitVec special = (BitVec)(magnitude >= 0x7c00);
-    const BitVec value = ((BitVec)scaled & ~special) | (((magnitude << 13) | 0x7f800000) & special);
-    return (Vec)(value | (bits & 0x8000) << 16);
-#endif
-}
 
 // For each block of inputs the rows' scales, scale · sum, and format.zero() · sum of codes, side by side.
 struct Factors {
@@ -50,16 +31,15 @@ INLINE FactorMemory& factor_memory() {
     return memory;
 }
 
-// The factors of ``count`` rows from ``first`` on, ``stride`` from one block of Group inputs to the next.
+// The factors of ``count`` rows from ``first`` on.
 template <int Group>
-INLINE void lay_factors(const QuantisedLinearArgs& a, int64_t first, int64_t count, int64_t stride,
-                        const Factors& into) {
+INLINE void lay_factors(const QuantisedLinearArgs& a, int64_t first, int64_t count, const Factors& into) {
     const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
     const int zero = WeightFormat{a.bits, Group, a.has_offset != 0}.zero();
     for (int64_t r = 0; r < count; r++) {
         const QuantisedRow row = QuantisedRow::at(a.x, first + r, a.inputs);
         for (int64_t group = 0; group < groups; group++) {
-            const int64_t at = group * stride + r, x_group = group * Group / kGroup;
+            const int64_t at = group * count + r, x_group = group * Group / kGroup;
             const int32_t* half_sums = row.half_sums + group * Group / 16;
             into.scales[at] = row.scales[x_group];
             into.zero_sums[at] = zero * (Group == 16 ? half_sums[0] : half_sums[0] + half_sums[1]);

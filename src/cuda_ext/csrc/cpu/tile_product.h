@@ -10,14 +10,9 @@
 
 namespace {
 
-constexpr int64_t kStrip = 32;                      // inputs that a tile takes
 constexpr int64_t kStripWords = kStrip * 16;        // what 16 outputs have for them: pairs of inputs, side by side
 constexpr int64_t kPartWords = kStrip * kTileRows;  // one part of 16 rows
 constexpr int64_t kPanelsAtOnce = 4;                // of 16 outputs
-
-typedef uint16_t Narrow;  // the bits of a bfloat16
-
-INLINE int64_t strips_of(int64_t inputs) { return (inputs + kStrip - 1) / kStrip; }
 
 // Tiles: sums 0 to 3, the two parts of x 4 and 5, weights 6 and 7.
 INLINE void load_shapes(int64_t rows) {

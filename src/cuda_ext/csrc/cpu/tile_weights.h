@@ -3,16 +3,12 @@
 #pragma once
 
 #include "quantised.h"
-#include "quantised_factors.h"
 #include "tiles.h"
 #include "vec.h"
 
 namespace {
 
-constexpr int64_t kStrip = 32;                         // inputs of a tile
 constexpr int64_t kTileWords = kStrip * kTileRows;
-
-typedef uint16_t Narrow;  // the bits of a bfloat16
 
 // To bfloat16 in the upper half of each lane; of two that are as near the one away from zero.
 INLINE __m512i rounded(Vec x) { return _mm512_add_epi32((__m512i)x, _mm512_set1_epi32(0x8000)); }

@@ -5,6 +5,11 @@
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileLine = 64;  // bytes of a tile's row
+constexpr int64_t kStrip = 32;     // inputs in bfloat16 that a tile takes
+
+typedef uint16_t Narrow;  // the bits of a bfloat16
+
+static inline int64_t strips_of(int64_t inputs) { return (inputs + kStrip - 1) / kStrip; }
 
 // Whether this processor has tiles of int8 and of bfloat16, and AVX-512's bfloat16 and VBMI2, and the system lets this process use them.
 bool tiles_are_usable();

@@ -103,6 +103,25 @@ INLINE Vec load(const bf16* p) {
     return widen(h);
 }
 
+// kWidth numbers in half precision.
+INLINE Vec load_half_precision(const uint8_t* p) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+    HalfVec h;
+    __builtin_memcpy(&h, p, sizeof h);
+    const BitVec bits = widen_halves(h);
+    const BitVec magnitude = bits & 0x7fff;
+    // Exponent and mantissa move to their places; a product with 2^112 mends the exponent, subnormals included.
+    const Vec scaled = (Vec)(magnitude << 13) * broadcast(5.192296858534828e33f);
+    const BitVec special = (BitVec)(magnitude >= 0x7c00);
+    const BitVec value = ((BitVec)scaled & ~special) | (((magnitude << 13) | 0x7f800000) & special);
+    return (Vec)(value | (bits & 0x8000) << 16);
+#endif
+}
+
 typedef int8_t ByteVec __attribute__((vector_size(kWidth)));
 
 INLINE Vec load(const int8_t* p) {
