@@ -1,8 +1,9 @@
 """Where a rank's step goes: its share inside the kernels, and each operator's part of it.
 
-    python benchmarks/step.py [MODEL] [--rows 1,4,16,32] [--context 128] [--threads 2]
+    python benchmarks/step.py [MODEL] [--rows 1,4,16,32] [--guesses 0] [--context 128] [--threads 2]
 
-One rank without a server, given plans as the scheduler sends them: one token a row, medians over the steps. "Kernels"
+One rank without a server, given plans as the scheduler sends them: one token a row, and with --guesses as many wrong
+ones behind it, whose price that shows; medians over the steps. "Kernels"
 is the time inside the library's calls, the rest Python's. An operator's part comes from calling the recorded operators
 one by one, so the parts add up to a little more than the kernels' time.
 """
@@ -24,6 +25,7 @@ from shoal.cuda_ext.binding import OPERATORS, CpuLibrary, library
 from shoal.messages import Sampling, Seat, StepPlan
 from shoal.wire import pack_ids
 from shoal.workers.decoder import Decoder
+from shoal.workers.drafts import Drafter, Guess, Int32s
 from shoal.workers.kv_cache import KVCache
 from shoal.workers.load import load_parameters
 from shoal.workers.parallel import SoloGroup, split
@@ -81,7 +83,7 @@ def main() -> None:
     print(f"| rows | step ms | kernels ms | share | {' | '.join(_OPERATORS)} | other operators |")
     print("| --- " * (5 + len(_OPERATORS)) + "|")
     for rows in [int(word) for word in arguments.rows.split(",")]:
-        steps = _Steps(arguments.model, rows, arguments.context)
+        steps = _Steps(arguments.model, rows, arguments.context, arguments.guesses)
         print_row(rows, steps, watch)
 
 
@@ -106,36 +108,52 @@ def print_row(rows: int, steps: "_Steps", watch: _Watch) -> None:
     print(f"| {rows} | {text[0]} | {text[1]} | {kernel / whole:.0%} | {' | '.join(text[2:])} |", flush=True)
 
 
-class _Steps:
-    """A rank's runner with ``rows`` sequences that are ``context`` long; ``run`` decodes one token of each."""
+class _Wrong(Drafter):
+    """Guesses as many as it may, all of them ids that were never drawn."""
 
-    def __init__(self, model: str | None, rows: int, context: int) -> None:
+    def guess(self, tokens: Int32s, most: int, worth: float) -> Guess:
+        return Guess(np.full(most, tokens[-1] ^ 1, np.int32), 1)
+
+
+class _Steps:
+    """A rank's runner with ``rows`` sequences that are ``context`` long; ``run`` decodes one token of each, and
+    computes ``guesses`` more."""
+
+    def __init__(self, model: str | None, rows: int, context: int, guesses: int) -> None:
         location = locate_model(model)
         description = describe(location)
         shard, group = split(description, 1, 0), SoloGroup()
         parameters = load_parameters(
             open_source(location), description, shard, HostPlace(torch.bfloat16), lambda done, total: None
         )
-        length = context + _WARM_UP + 2 * _STEPS + 1
+        length = context + _WARM_UP + 2 * _STEPS + 1 + guesses
         blocks = -(-length // _BLOCK_SIZE)
         cache = KVCache(description, shard, torch.bfloat16, rows * blocks, _BLOCK_SIZE)
         decoder = Decoder(description, shard, parameters, cache, group, length)
-        slots = SlotTable(rows, length, rows * blocks, _BLOCK_SIZE, description.vocab_size, sampling=True)
+        slots = SlotTable(
+            rows,
+            length,
+            rows * blocks,
+            _BLOCK_SIZE,
+            description.vocab_size,
+            sampling=True,
+            drafter=_Wrong(0.0),
+        )
+        self._guesses = guesses
         self._runner = Runner(decoder, group, slots, 0)
-        self._rows, self._position = rows, 0
+        self._rows, self._start = rows, 0
         ids = np.random.default_rng(1).integers(0, description.vocab_size - 1, (rows, context))
         seats = tuple(
             Seat(slot, 0, pack_ids(prompt.tolist()), b"", Sampling(seed=slot))
             for slot, prompt in enumerate(ids)
         )
-        self._runner.execute(self._plan(context, blocks, seats))
-        self._position = context
+        self._runner.execute(self._plan(context, 0, blocks, seats))
+        self._start = -1
 
     def run(self) -> None:
-        self._runner.execute(self._plan(1))
-        self._position += 1
+        self._runner.execute(self._plan(1, self._guesses))
 
-    def _plan(self, count: int, new_blocks: int = 0, admit: tuple[Seat, ...] = ()) -> StepPlan:
+    def _plan(self, count: int, drafts: int, new_blocks: int = 0, admit: tuple[Seat, ...] = ()) -> StepPlan:
         rows = self._rows
         return StepPlan(
             crew_epoch=0,
@@ -143,11 +161,12 @@ class _Steps:
             leave=b"",
             admit=admit,
             slots=pack_ids(list(range(rows))),
-            starts=pack_ids([self._position] * rows),
+            starts=pack_ids([self._start] * rows),
             counts=pack_ids([count] * rows),
             samples=bytes([1]) * rows,
             block_counts=pack_ids([new_blocks] * rows),
             new_blocks=pack_ids(list(range(rows * new_blocks))),
+            drafts=pack_ids([drafts] * rows),
         )
 
 
@@ -155,6 +174,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=None)
     parser.add_argument("--rows", default="1,4,16,32")
+    parser.add_argument("--guesses", type=int, default=0, help="wrong guesses behind each row's token")
     parser.add_argument(
         "--context", type=int, default=128, help="tokens of each sequence before the first step"
     )

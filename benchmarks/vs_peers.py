@@ -1,10 +1,11 @@
 """Ours against llama.cpp's server and vLLM for CPUs: one model, the same requests, one server at a time over HTTP.
 
-    python benchmarks/vs_peers.py [--model smollm2|gemma3-270m|tinyllama|all] [--vllm] [--rounds 3]
+    python benchmarks/vs_peers.py [--model smollm2|gemma3-270m|tinyllama|all] [--vllm] [--prompts text] [--rounds 3]
 
 The load is closed-loop: streamed greedy completions of prompts that share no prefix, at each number of streams, and
-prompts alone, with one token out. What the peers need is built or installed under --cache the first time. Tables go to
-stdout, progress to stderr. Ratios of one run mean something, a shared machine's absolute rates do not.
+prompts alone, with one token out. After random ids small models repeat themselves, so guessing gains most; passages
+of a novel show what it gains from prose. What the peers need is built or installed under --cache the first time.
+Tables go to stdout, progress to stderr. Ratios of one run mean something, a shared machine's absolute rates do not.
 """
 
 import argparse
@@ -20,12 +21,15 @@ from tempfile import TemporaryDirectory
 
 import ceilings
 import load
+from forcing import text
 from peers import llama_cpp, models, vllm_cpu
 from peers.limits import limits_table
 from peers.progress import say
 from peers.results import OURS, PREFILL, READY, Measure, Results, throughput, tpot, ttft
 from peers.serving import Running, Server, running
 from serve import ROOT, processor
+
+from shoal.tokenizer import load_tokenizer
 
 # Prompts hold ids from 300 up to this: within every model's vocabulary, and none is a control token.
 _VOCABULARY = 49000
@@ -56,6 +60,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--streams", default="1,4,16,32")
     parser.add_argument("--requests", type=int, default=2, help="requests a stream; four at the least")
+    parser.add_argument(
+        "--prompts", default="random", choices=["random", "text"], help="random ids, or passages of a novel"
+    )
     parser.add_argument("--prompt", type=int, default=105, help="prompt tokens")
     parser.add_argument("--output", default="64-96", help="new tokens, drawn from this range")
     parser.add_argument("--prefill", type=int, default=418, help="tokens of the prompts with one token out")
@@ -71,6 +78,7 @@ def compare(name: str, arguments: argparse.Namespace, limits: ceilings.Ceilings 
     """All rounds on one model, and their table."""
     cache = arguments.cache
     gguf = models.gguf_file(name, cache, lambda: arguments.llama or llama_cpp.programs(cache))
+    text_ids = load_tokenizer(str(gguf)).encode(text.public_text(cache)) if arguments.prompts == "text" else []
     results = Results()
     with chosen_servers(gguf, arguments) as servers:
         for number in range(arguments.rounds):
@@ -78,9 +86,9 @@ def compare(name: str, arguments: argparse.Namespace, limits: ceilings.Ceilings 
                 say(f"{name}, round {number + 1} of {arguments.rounds}: {server.name}")
                 log = cache / f"{server.name.split(',')[0]}.log"
                 with running(server, log) as it:
-                    results.add(server.name, measured(it, arguments, seed=number))
+                    results.add(server.name, measured(it, arguments, text_ids, seed=number))
     print(
-        f"{models.TITLES[name]}: prompts of {arguments.prompt} tokens, {arguments.output} out; "
+        f"{models.TITLES[name]}: {arguments.prompts} prompts of {arguments.prompt} tokens, {arguments.output} out; "
         f"prefill of {arguments.prefill}; median of {arguments.rounds} round(s)\n\n{results.table()}\n"
     )
     if limits:
@@ -118,14 +126,21 @@ def stream_counts(arguments: argparse.Namespace) -> list[int]:
     return [int(word) for word in arguments.streams.split(",")]
 
 
-def measured(server: Running, arguments: argparse.Namespace, seed: int) -> dict[Measure, float]:
-    """One round of one server. The same ``seed`` gives the same requests."""
+def measured(
+    server: Running, arguments: argparse.Namespace, text_ids: list[int], seed: int
+) -> dict[Measure, float]:
+    """One round of one server. The same ``seed`` gives the same requests. text_ids: what prompts are cut out of; random
+    ids where there are none."""
     values: dict[Measure, float] = {}
     rng = random.Random(seed)
     shortest, longest = (int(word) for word in (arguments.output.split("-") * 2)[:2])
 
     def ran(count: int, prompt_tokens: int, streams: int, lengths: list[int]) -> load.Report:
-        prompts = load.distinct_prompts(count, prompt_tokens, _VOCABULARY, rng.randrange(1 << 30))
+        if text_ids:
+            starts = rng.sample(range(len(text_ids) - prompt_tokens), count)
+            prompts = [text_ids[start : start + prompt_tokens] for start in starts]
+        else:
+            prompts = load.distinct_prompts(count, prompt_tokens, _VOCABULARY, rng.randrange(1 << 30))
         return asyncio.run(load.measure(server.url, server.model, prompts, streams, lengths))
 
     ran(2, arguments.prompt, 2, [8, 8])

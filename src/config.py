@@ -67,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     enable_prefix_caching: bool = True
     max_prefill_token_num: int = 512
     """Token budget of a step."""
+    speculative_num_draft_tokens: int = 15
+    """Most tokens guessed of a sequence in a step; 0: none."""
     max_queued_requests: int = 1024
     max_queued_tokens: int = 4_000_000
     drain_timeout_s: float = 30.0

@@ -272,6 +272,14 @@ _ENGINE: Final = (
     Flag("threads", "compute threads of all ranks together; 0: one a core", _whole(0, 4096), 0, "N"),
     Flag("max_prefill_token_num", "most tokens computed in a step", _whole(1), 512, "N"),
     Flag(
+        "speculative_num_draft_tokens",
+        "most tokens of a sequence that a step guesses from what came before and checks, which never changes answers; "
+        "0: none (on GPUs always)",
+        _whole(0, 255),
+        15,
+        "N",
+    ),
+    Flag(
         "cache_max_entry_count", "share of the free memory that may hold keys and values", _share, 0.8, "SHARE"
     ),
     Flag(

@@ -60,6 +60,7 @@ def prepare(argv: Sequence[str]) -> Launch:
         cache_bytes=values["cache_bytes"],
         enable_prefix_caching=values["enable_prefix_caching"] is not False,
         max_prefill_token_num=values["max_prefill_token_num"],
+        speculative_num_draft_tokens=values["speculative_num_draft_tokens"],
         max_queued_requests=values["max_queued_requests"],
         max_queued_tokens=values["max_queued_tokens"],
         drain_timeout_s=values["drain_timeout"],

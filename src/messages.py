@@ -431,7 +431,8 @@ class StepPlan(Message, frozen=True):
     ``slots``, ``starts`` and ``counts`` are int32 arrays of one length R, one row a sequence: compute the
     keys and values of tokens [start, start+count) of the slot's sequence. ``samples`` is uint8[R]: 1 where a
     token is sampled after the row's last position. A decode row's token may be the one that the step before
-    sampled: ranks keep sampled ids in the slot.
+    sampled: ranks keep sampled ids in the slot. Its start is -1, for the last token known there, where the steps before
+    may bring more than one.
     """
 
     crew_epoch: int
@@ -447,6 +448,9 @@ class StepPlan(Message, frozen=True):
     """int32[R]: how many new block ids each row appends to its block table."""
     new_blocks: bytes
     """int32[sum(block_counts)]."""
+    drafts: bytes = b""
+    """int32[R], or empty where nothing may be guessed: how many tokens the ranks may guess behind a decode row's token
+    and compute with it. All ranks guess the same."""
 
 
 class GiveUp(Message, frozen=True):
@@ -493,6 +497,8 @@ class Loaded(Message, frozen=True):
     crew_epoch: int
     num_blocks: int
     """How many KV blocks this rank can hold (DESIGN: KV memory is sized once)."""
+    most_drafts: int = 0
+    """How many tokens of a sequence it can guess in a step."""
 
 
 class Ready(Message, frozen=True):
@@ -535,7 +541,7 @@ class StepResult(Message, frozen=True):
     crew_epoch: int
     step_id: int
     slots: bytes
-    """int32[S]: the rows that sampled."""
+    """int32[S]: the rows that sampled; one whose guesses proved right stands several times, in the tokens' order."""
     epochs: bytes
     """int32[S]."""
     ids: bytes
@@ -544,6 +550,8 @@ class StepResult(Message, frozen=True):
     logprobs: tuple[TokenLogprob | None, ...] = ()
     """Empty, or one for each row."""
     compute_us: int = 0
+    drafted: int = 0
+    """Tokens that were guessed, right or wrong."""
     scored: tuple[ScoredRow, ...] = ()
     pooled: tuple[PooledRow, ...] = ()
 

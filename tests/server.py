@@ -67,6 +67,16 @@ class Server:
         status, text = _fetch(request, timeout_s)
         return status, json.loads(text)
 
+    def stream(self, path: str, body: object, timeout_s: float = 120) -> list[Any]:
+        """The decoded events of a streamed answer, up to its ``[DONE]``."""
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        status, text = _fetch(request, timeout_s)
+        assert status == 200, text
+        *events, end = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+        assert end == "[DONE]"
+        return [json.loads(event) for event in events]
+
 
 @contextlib.contextmanager
 def running_server(

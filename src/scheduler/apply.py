@@ -6,7 +6,7 @@ Called by plan (preempt) and core.
 
 from collections.abc import Iterable
 
-from shoal.messages import Fault, FinishReason, PooledRow, RepetitionLimit, ScoredRow
+from shoal.messages import Fault, FinishReason, PooledRow, RepetitionLimit, ScoredRow, TokenLogprob
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.book import Book
 from shoal.scheduler.request import Emitted, Ended, Event, Pooled, Request, Sampled, Scored, State
@@ -83,17 +83,31 @@ def crew_lost(book: Book, pool: BlockPool) -> list[Event]:
 
 def _advance(book: Book, pool: BlockPool, request: Request, row: Sampled) -> list[Event]:
     request.pending -= 1
-    if undrawn := _UNDRAWN.get(row.token_id):
+    request.drafted -= row.drafts
+    request.planned -= row.drafts + 1 - len(row.tokens)
+    book.serve_more(request, len(row.tokens) - 1)
+    events: list[Event] = []
+    for token_id, logprob in row.tokens:
+        events += _append(book, pool, request, token_id, logprob)
+        if request.state is State.DONE:
+            break
+    return events
+
+
+def _append(
+    book: Book, pool: BlockPool, request: Request, token_id: int, logprob: TokenLogprob | None
+) -> list[Event]:
+    if undrawn := _UNDRAWN.get(token_id):
         return [finish(book, pool, request, "failed", detail=undrawn, fault="request")]
-    if row.token_id < 0:
+    if token_id < 0:
         return [_fail_non_finite(book, pool, request)]
     if request.pooling:
         return [finish(book, pool, request, "stop")]
-    emitted = Emitted(request, request.generated, row.token_id, row.logprob)
-    request.tokens.append(row.token_id)
+    emitted = Emitted(request, request.generated, token_id, logprob)
+    request.tokens.append(token_id)
     pool.index.publish(request)
-    if row.token_id in request.stop_ids:
-        return [emitted, finish(book, pool, request, "stop", stop_id=row.token_id)]
+    if token_id in request.stop_ids:
+        return [emitted, finish(book, pool, request, "stop", stop_id=token_id)]
     if request.known >= request.limit:
         return [emitted, finish(book, pool, request, "length")]
     if request.repetition and _repeats(request, request.repetition):
@@ -128,5 +142,5 @@ def _release(pool: BlockPool, request: Request) -> None:
     if request.state is State.RUNNING:
         pool.give_back(request.blocks)
     request.blocks = []
-    request.planned = request.pending = 0
+    request.planned = request.pending = request.drafted = 0
     request.hits = request.sent_blocks = request.published = 0

@@ -45,6 +45,8 @@ class Collected:
     """What a result brought."""
 
     flight: Flight
+    accepted: int
+    """Drafts that proved right."""
     events: list[Event]
 
 
@@ -61,6 +63,7 @@ class Core:
         self.gate = Gate(None, rules.max_queued_requests, rules.max_queued_tokens)
         self.serving = False
         self._serial = 0
+        self._most_drafts = 0
 
     @property
     def limits(self) -> Limits | None:
@@ -133,7 +136,7 @@ class Core:
         """The next step, if a crew is up, the pipeline has room and there is something to compute."""
         if not self.serving or not self.pipeline.has_room or not len(self.book):
             return None
-        return plan(self.book, self.pool, self.rules.token_budget)
+        return plan(self.book, self.pool, self.rules.token_budget, self._most_drafts)
 
     def dispatch(self, step: Step, now_ns: int) -> StepPlan:
         """The step as the message to send to every rank; it is outstanding from now on."""
@@ -151,11 +154,13 @@ class Core:
         for event in events:
             if isinstance(event, Emitted):
                 self.book.quotas.spend(event.request.tenant, 1)
-        return Collected(flight, readings + events)
+        return Collected(flight, sum(len(row.tokens) - 1 for row in rows), readings + events)
 
-    def crew_up(self, crew_epoch: int, num_blocks: int) -> list[Event]:
-        """A crew with empty memory serves from now on; ends what waits and would not fit any more."""
+    def crew_up(self, crew_epoch: int, num_blocks: int, most_drafts: int = 0) -> list[Event]:
+        """A crew with empty memory serves from now on, and may guess so many tokens of a sequence; ends what waits and
+        would not fit any more."""
         self.serving = True
+        self._most_drafts = most_drafts
         self.pipeline.restart(crew_epoch)
         self.pool.reset(num_blocks)
         rules = self.rules

@@ -50,6 +50,8 @@ class CrewUp:
 
     crew_epoch: int
     num_blocks: int
+    most_drafts: int
+    """Tokens of a sequence that every rank can guess in a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Rank:
     done: int = 0
     total: int = 0
     num_blocks: int = 0
+    most_drafts: int = 0
 
 
 class Crew:
@@ -198,8 +201,8 @@ class Crew:
             case Loading(phase=phase, done=done, total=total):
                 event(_LOG, "loading", logging.DEBUG, rank=rank.number, phase=phase, done=done, total=total)
                 rank.done, rank.total = done, total
-            case Loaded(crew_epoch=epoch, num_blocks=num_blocks) if self._awaits(rank, epoch, "loading"):
-                self._loaded(rank, num_blocks)
+            case Loaded(crew_epoch=epoch) if self._awaits(rank, epoch, "loading"):
+                self._loaded(rank, message)
             case Ready(crew_epoch=epoch) if self._awaits(rank, epoch, "warming"):
                 self._ready(rank)
             case GivenUp(crew_epoch=epoch) if self._awaits(rank, epoch, "resting"):
@@ -243,11 +246,11 @@ class Crew:
             return f"there are {self._size} ranks"
         return ""
 
-    def _loaded(self, rank: Rank, num_blocks: int) -> None:
-        if num_blocks < 1:
+    def _loaded(self, rank: Rank, loaded: Loaded) -> None:
+        if loaded.num_blocks < 1:
             self._broken(rank, Broken(self.epoch, "load_failed", "no memory is left for a single KV block"))
             return
-        rank.phase, rank.num_blocks = "loaded", num_blocks
+        rank.phase, rank.num_blocks, rank.most_drafts = "loaded", loaded.num_blocks, loaded.most_drafts
         if len(self._ranks) == self._size and all(each.phase == "loaded" for each in self._ranks.values()):
             self._allocate()
 
@@ -268,7 +271,8 @@ class Crew:
         rank.phase = "ready"
         if self.serving:
             event(_LOG, "crew_ready", crew_epoch=self.epoch, ranks=self._size, blocks=self._num_blocks())
-            self._events.append(CrewUp(self.epoch, self._num_blocks()))
+            most_drafts = min(rank.most_drafts for rank in self._ranks.values())
+            self._events.append(CrewUp(self.epoch, self._num_blocks(), most_drafts))
 
     def _broken(self, rank: Rank, broken: Broken) -> None:
         event(_LOG, "rank_broken", logging.ERROR, rank=rank.number, kind=broken.kind, detail=broken.detail)

@@ -67,6 +67,17 @@ class Frontend:
     scored: list[ScoredPrompt] = field(default_factory=list)
     pooled: list[PooledVector] = field(default_factory=list)
 
+    def add_token(self, emitted: Emitted) -> None:
+        """Tokens that became known in one step travel as one run."""
+        number, position = emitted.request.request_no, emitted.position
+        logprobs = (emitted.logprob,) if emitted.logprob else ()
+        before = self.runs[-1] if self.runs else None
+        if before and before.request_no == number and before.position + len(before.ids) == position:
+            ids, logprobs = (*before.ids, emitted.token_id), (*before.logprobs, *logprobs)
+            self.runs[-1] = TokenRun(number, before.position, ids, logprobs)
+        else:
+            self.runs.append(TokenRun(number, position, (emitted.token_id,), logprobs))
+
     def has_news(self) -> bool:
         """Whether something has been posted since ``take_news``."""
         return bool(self.runs or self.finished or self.scored or self.pooled)
@@ -119,9 +130,7 @@ class Gateway:
         if frontend is None:
             return
         if isinstance(happened, Emitted):
-            logprobs = (happened.logprob,) if happened.logprob else ()
-            run = TokenRun(request.request_no, happened.position, (happened.token_id,), logprobs)
-            frontend.runs.append(run)
+            frontend.add_token(happened)
         elif isinstance(happened, Scored):
             frontend.scored.append(ScoredPrompt(request.request_no, happened.position, happened.logprobs))
         elif isinstance(happened, Pooled):

@@ -128,8 +128,8 @@ class Loop:
             match each:
                 case StepResult():
                     self._apply_result(each)
-                case CrewUp(crew_epoch=epoch, num_blocks=num_blocks):
-                    self._events += self._core.crew_up(epoch, num_blocks)
+                case CrewUp(crew_epoch=epoch, num_blocks=num_blocks, most_drafts=most_drafts):
+                    self._events += self._core.crew_up(epoch, num_blocks, most_drafts)
                 case CrewLost(detail=detail):
                     self._lose_crew(detail)
         self._may_plan = self._may_plan or bool(happened)
@@ -195,7 +195,7 @@ class Loop:
             return
         if collected is not None:
             self._progress_ns = time.monotonic_ns()
-            self._stats.stepped(collected.flight, self._progress_ns)
+            self._stats.stepped(collected, result.drafted, self._progress_ns)
             self._events += collected.events
 
     def _lose_crew(self, detail: str) -> None:

@@ -8,7 +8,7 @@ means that scheduler and ranks disagree about who sits where: that crew is lost.
 from collections import deque
 from dataclasses import dataclass
 
-from shoal.messages import StepPlan, StepResult
+from shoal.messages import StepPlan, StepResult, TokenLogprob
 from shoal.scheduler.plan import Step, message
 from shoal.scheduler.request import Sampled
 from shoal.wire import unpack_ids
@@ -25,10 +25,11 @@ class Flight:
     """A plan that has been sent and not been answered."""
 
     step_id: int
-    expected: frozenset[tuple[int, int]]
-    """(slot, epoch) of the rows that sample."""
+    drafts: dict[tuple[int, int], int]
+    """(slot, epoch) of the rows that sample → how many drafts each may have."""
     rows: int
     tokens: int
+    """Without drafts."""
     sent_ns: int
 
 
@@ -62,8 +63,8 @@ class Pipeline:
     def send(self, step: Step, now_ns: int) -> StepPlan:
         """Numbers a step, remembers it as outstanding and returns it as a message."""
         self.last_step_id += 1
-        expected = frozenset((row.slot, row.epoch) for row in step.rows if row.samples)
-        self._flights.append(Flight(self.last_step_id, expected, len(step.rows), step.tokens, now_ns))
+        drafts = {(row.slot, row.epoch): row.drafts for row in step.rows if row.samples}
+        self._flights.append(Flight(self.last_step_id, drafts, len(step.rows), _least_tokens(step), now_ns))
         return message(step, self.crew_epoch, self.last_step_id)
 
     def collect(self, result: StepResult) -> tuple[Flight, list[Sampled]] | None:
@@ -72,22 +73,34 @@ class Pipeline:
         if result.crew_epoch != self.crew_epoch or result.step_id != wanted:
             self.stale_results += 1
             return None
-        rows = _rows(result)
         flight = self._flights[0]
-        named = {(row.slot, row.epoch) for row in rows}
-        if named != flight.expected or len(rows) != len(named):
-            raise ResultMismatch(
-                f"the result of step {result.step_id} names rows {sorted(named)}, "
-                f"the plan asked for {sorted(flight.expected)}"
-            )
+        rows = _rows(result, flight)
         self._flights.popleft()
         return flight, rows
 
 
-def _rows(result: StepResult) -> list[Sampled]:
+def _least_tokens(step: Step) -> int:
+    return sum(row.count for row in step.rows)
+
+
+def _rows(result: StepResult, flight: Flight) -> list[Sampled]:
+    """A row for each that the plan asked for, with no more tokens than it allowed. Raises ResultMismatch."""
     try:
         slots, epochs, ids = (unpack_ids(raw) for raw in (result.slots, result.epochs, result.ids))
         logprobs = result.logprobs or (None,) * len(slots)
-        return [Sampled(*row) for row in zip(slots, epochs, ids, logprobs, strict=True)]
+        drawn: dict[tuple[int, int], list[tuple[int, TokenLogprob | None]]] = {}
+        for slot, epoch, token_id, logprob in zip(slots, epochs, ids, logprobs, strict=True):
+            drawn.setdefault((slot, epoch), []).append((token_id, logprob))
     except ValueError as error:
         raise ResultMismatch(f"the arrays of step {result.step_id} do not fit together: {error}") from error
+    most = {key: drafts + 1 for key, drafts in flight.drafts.items()}
+    if drawn.keys() != most.keys() or any(len(tokens) > most[key] for key, tokens in drawn.items()):
+        named = {key: len(tokens) for key, tokens in drawn.items()}
+        raise ResultMismatch(
+            f"the result of step {result.step_id} names rows with so many tokens {named}, the plan asked for at most "
+            f"{most}"
+        )
+    return [
+        Sampled(slot, epoch, tuple(tokens), flight.drafts[slot, epoch])
+        for (slot, epoch), tokens in drawn.items()
+    ]

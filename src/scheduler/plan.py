@@ -1,7 +1,7 @@
 """What the next step computes. Pure: no socket, no clock; only the book, the pool and the index change.
 
 Decodes first, one token each; then chunks of prompts, running and waiting ones, in turn (priority, then the tenant
-that was served least, then arrival; see fairness.py), until the token budget, the slots or the blocks run out. Three
+that was served least, then arrival; see fairness.py), until the token budget, the slots or the blocks run out. Four
 rules keep everybody moving:
 
 * Where decodes would eat the whole budget while a prompt waits, a quarter of it is kept for prompts, and the
@@ -9,6 +9,8 @@ rules keep everybody moving:
 * The first prompt in turn may always take half of what the decodes left; the other half goes to those behind
   it, of each tenant the ones that finish within this step first. So a short late prompt is not held up by a long
   early one.
+* What is left at the end may be spent on guesses: tokens that the ranks find by looking their sequence's last ones
+  up in what came before, and that they compute along with it (Saxena 2023, prompt lookup decoding).
 * Out of blocks, a running sequence makes room by preempting the last in order, never one ahead of itself; a
   waiting one only preempts lower priorities, and enters only when its whole prompt fits beside what the
   running ones still need.
@@ -16,7 +18,7 @@ rules keep everybody moving:
 Called by core.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.messages import Seat, StepPlan
 from shoal.scheduler.apply import preempt
@@ -39,9 +41,12 @@ class Row:
     slot: int
     epoch: int
     start: int
+    """-1: the last known token, wherever plans in flight put it."""
     count: int
     samples: bool
     new_blocks: tuple[int, ...]
+    drafts: int = 0
+    """How many tokens the ranks may guess and compute behind the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +60,19 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """Tokens computed in this step."""
-        return sum(row.count for row in self.rows)
+        """The most tokens that are computed in this step."""
+        return sum(row.count + row.drafts for row in self.rows)
 
 
-def plan(book: Book, pool: BlockPool, token_budget: int) -> Step | None:
-    """The next step, or None where nothing can be computed now."""
+def plan(book: Book, pool: BlockPool, token_budget: int, most_drafts: int) -> Step | None:
+    """The next step, or None where nothing can be computed now. most_drafts: of a row."""
     book.plans += 1
-    draft = Draft(book, pool, token_budget)
-    draft.add_decodes(keep=draft.prompt_share())
-    draft.add_prompts()
-    draft.add_decodes(keep=0)
-    return draft.close()
+    sketch = Sketch(book, pool, token_budget)
+    sketch.add_decodes(keep=sketch.prompt_share())
+    sketch.add_prompts()
+    sketch.add_decodes(keep=0)
+    sketch.add_drafts(most_drafts)
+    return sketch.close()
 
 
 def message(step: Step, crew_epoch: int, step_id: int) -> StepPlan:
@@ -82,6 +88,7 @@ def message(step: Step, crew_epoch: int, step_id: int) -> StepPlan:
         samples=bytes(row.samples for row in step.rows),
         block_counts=pack_ids(len(row.new_blocks) for row in step.rows),
         new_blocks=pack_ids(block for row in step.rows for block in row.new_blocks),
+        drafts=pack_ids(row.drafts for row in step.rows) if any(row.drafts for row in step.rows) else b"",
     )
 
 
@@ -100,7 +107,7 @@ def _seat_of(request: Request) -> Seat:
     )
 
 
-class Draft:
+class Sketch:
     """A step in the making."""
 
     def __init__(self, book: Book, pool: BlockPool, token_budget: int) -> None:
@@ -139,6 +146,24 @@ class Draft:
         self._add_behind(lead, spare)
         if lead.state is State.RUNNING:
             self._compute(lead, min(lead.todo, self._left))
+
+    def add_drafts(self, most: int) -> None:
+        """Lets the ranks guess up to ``most`` tokens of each sequence that decodes, as budget and blocks allow: all
+        get the same, and a block is left for everybody who runs."""
+        rows = [row for row in self._rows.values() if row.count == 1 and row.samples and row.request.can_draft]
+        for row in rows if most else ():
+            request = row.request
+            spare = self._left // len(rows)
+            blocks = len(request.blocks) + max(0, self._pool.available - len(self._book.seated))
+            room = blocks * self._size - request.planned
+            drafts = min(most, spare, room, request.limit - request.virtual)
+            if drafts > 0:
+                request.blocks += self._pool.take(max(0, self._missing(request, drafts)))
+                unsent = tuple(request.blocks[request.sent_blocks - len(row.new_blocks) :])
+                self._rows[request] = replace(row, new_blocks=unsent, drafts=drafts)
+                request.sent_blocks = len(request.blocks)
+                request.planned += drafts
+                request.drafted += drafts
 
     def close(self) -> Step | None:
         """The step; blocks that it fills may be found from the next plan on."""
@@ -215,7 +240,8 @@ class Draft:
         request.blocks += blocks
         unsent = tuple(request.blocks[request.sent_blocks :])
         samples = request.planned + count == request.virtual
-        self._rows[request] = Row(request, request.slot, request.epoch, request.planned, count, samples, unsent)
+        start = -1 if request.drafted else request.planned
+        self._rows[request] = Row(request, request.slot, request.epoch, start, count, samples, unsent)
         request.sent_blocks = len(request.blocks)
         self._book.serve(request, count)
         request.planned += count

@@ -1,8 +1,9 @@
 """One sequence and its counters. Owned by the book; plan and apply move it from state to state.
 
-Three counters say everything about its progress: ``known`` tokens (prompt and what was sampled and collected),
-``pending`` (sampled by plans in flight, ids not collected yet) and ``planned`` (tokens whose keys and values
-have been dispatched). Always ``planned ≤ known + pending ≤ limit``; prefill and decode are not states.
+Four counters say everything about its progress: ``known`` tokens (prompt and what was sampled and collected),
+``pending`` (sampled by plans in flight, ids not collected yet), ``drafted`` (how many more those plans may bring where
+drafts prove right) and ``planned`` (tokens whose keys and values have been dispatched, all drafts counted). Always
+``planned ≤ known + pending + drafted ≤ limit``; prefill and decode are not states.
 """
 
 from array import array
@@ -64,6 +65,7 @@ class Request:
     slot: int = -1
     epoch: int = 0
     pending: int = 0
+    drafted: int = 0
     planned: int = 0
     blocks: list[int] = field(default_factory=list)
     hits: int = 0
@@ -87,13 +89,23 @@ class Request:
 
     @property
     def virtual(self) -> int:
-        """Tokens that exist once the plans in flight are done."""
-        return len(self.tokens) + self.pending
+        """The most tokens that may exist once the plans in flight are done."""
+        return len(self.tokens) + self.pending + self.drafted
 
     @property
     def todo(self) -> int:
         """Tokens that the next plan may compute: 1 for a decode, 0 when the last sample is in flight."""
         return self.virtual - self.planned if self.virtual < self.limit else 0
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether its next token is a function of the tokens before it and of nothing that follows them step by step,
+        so that several can be drawn at once."""
+        wanted = self.sampling
+        follows = (
+            wanted.grammar or wanted.thinking or wanted.bad_words or wanted.allowed_ids or wanted.min_tokens
+        )
+        return not (follows or self.pooling)
 
     @property
     def generated(self) -> int:
@@ -117,9 +129,11 @@ class Sampled:
 
     slot: int
     epoch: int
-    token_id: int
-    """Below 0 where none could be drawn; see ``StepResult.ids``."""
-    logprob: TokenLogprob | None = None
+    tokens: tuple[tuple[int, TokenLogprob | None], ...]
+    """The guesses that proved right and the token after them. An id is below 0 where none could be drawn; see
+    ``StepResult.ids``."""
+    drafts: int
+    """How many the plan allowed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from typing import get_args
 
 from shoal.messages import Finished, FinishReason, Histogram, Rejected, RejectReason
 from shoal.scheduler.admission import Speed
-from shoal.scheduler.core import Core
-from shoal.scheduler.pipeline import Flight
+from shoal.scheduler.core import Collected, Core
 from shoal.scheduler.plan import Step
 from shoal.scheduler.request import Emitted, Ended, Pooled, Request
 
@@ -143,14 +142,18 @@ class Statistics:
                 request.timing.seated_ns = now_ns
                 self._since("request_queue_time_seconds", request.timing.arrived_ns, now_ns)
 
-    def stepped(self, flight: Flight, now_ns: int) -> None:
-        """A result arrived; ``now_ns`` is on the clock of ``flight.sent_ns``."""
+    def stepped(self, collected: Collected, drafted: int, now_ns: int) -> None:
+        """A result arrived, of a step that guessed ``drafted`` tokens; ``now_ns`` is on the clock of
+        ``Flight.sent_ns``."""
+        flight, tokens = collected.flight, collected.flight.tokens + collected.accepted
         busy_ns = now_ns - max(flight.sent_ns, self._last_result_ns)
         self._last_result_ns = now_ns
-        self._recent.append(StepTime(flight.rows, flight.tokens, busy_ns))
+        self._recent.append(StepTime(flight.rows, tokens, busy_ns))
         self.count("steps_total")
         self.count("step_rows_total", flight.rows)
-        self._series["iteration_tokens_total"].add(flight.tokens)
+        self._series["iteration_tokens_total"].add(tokens)
+        self.count("spec_decode_num_draft_tokens_total", drafted)
+        self.count("spec_decode_num_accepted_tokens_total", collected.accepted)
 
     def emitted(self, emitted: Emitted, now_ns: int) -> None:
         """A token became known."""
@@ -214,6 +217,8 @@ class Statistics:
             "num_preemptions_total",
             "steps_total",
             "step_rows_total",
+            "spec_decode_num_draft_tokens_total",
+            "spec_decode_num_accepted_tokens_total",
         )
         labelled = [f'request_success_total{{finished_reason="{why}"}}' for why in _REASONS]
         zeros = dict.fromkeys([*names, *labelled, *map(_rejections, _REFUSALS)], 0.0)

@@ -22,6 +22,8 @@ from shoal.workers.cuda_inputs import StepLimits
 from shoal.workers.cuda_runner import CudaRunner
 from shoal.workers.cuda_sampler import CudaSampler
 from shoal.workers.decoder import Decoder
+from shoal.workers.device import describe_device
+from shoal.workers.drafts import Drafter, free_rows
 from shoal.workers.dtype import resolve_cache_dtype, resolve_dtype
 from shoal.workers.grammar import GrammarThreads
 from shoal.workers.kv_cache import KVCache, available_bytes, count_blocks, count_device_blocks
@@ -41,6 +43,10 @@ class LoadedModel(Protocol):
 
     @property
     def weight_bytes(self) -> int: ...
+
+    @property
+    def most_drafts(self) -> int:
+        """How many tokens of a sequence it can guess in a step."""
 
     def count_blocks(self) -> int:
         """Counted once, when the weights were just loaded: survivors of a crew keep their number."""
@@ -122,7 +128,9 @@ class _RankModel(Generic[W]):
     def free_cache(self) -> None:
         self._cache = None
 
-    def _slots(self, num_blocks: int, grammars: GrammarThreads | None = None) -> SlotTable:
+    def _slots(
+        self, num_blocks: int, grammars: GrammarThreads | None = None, drafter: Drafter | None = None
+    ) -> SlotTable:
         return SlotTable(
             self._settings.instance_num,
             self._settings.session_len,
@@ -131,6 +139,7 @@ class _RankModel(Generic[W]):
             self._description.vocab_size,
             sampling=self._shard.rank == 0,
             grammars=grammars,
+            drafter=drafter,
         )
 
 
@@ -145,6 +154,11 @@ class _HostModel(_RankModel[HostWeight]):
     ) -> None:
         super().__init__(settings, description, shard, parameters, cache_dtype)
         self._memory_bytes = available_bytes()
+        self._free_rows = free_rows(describe_device(None)[1])
+
+    @property
+    def most_drafts(self) -> int:
+        return self._settings.speculative_num_draft_tokens if self._free_rows else 0
 
     def count_blocks(self) -> int:
         return count_blocks(
@@ -171,11 +185,15 @@ class _HostModel(_RankModel[HostWeight]):
             Runner(decoder, group, self._slots(allocate.num_blocks), 0),
             min(settings.instance_num, allocate.num_blocks),
         )
-        return Runner(decoder, group, self._slots(allocate.num_blocks, grammars), allocate.crew_epoch)
+        slots = self._slots(allocate.num_blocks, grammars, Drafter(self._free_rows))
+        return Runner(decoder, group, slots, allocate.crew_epoch)
 
 
 class _DeviceModel(_RankModel[CudaWeight]):
     """What a step takes is allocated before the blocks are counted: what is then free, the cache may have."""
+
+    most_drafts = 0
+    """The host, which guesses, learns a step's tokens when the next is on its way."""
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ class RankLoop:
         except (StartError, CudaError) as error:
             self._link.send(Broken(load.crew_epoch, "load_failed", str(error)))
             raise
-        self._link.send(Loaded(load.crew_epoch, num_blocks))
+        self._link.send(Loaded(load.crew_epoch, num_blocks, self._model.most_drafts))
 
     def _tell_loading(self) -> Progress:
         told_s = 0.0

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from shoal.messages import PooledRow, Sampling, Seat, StepPlan, StepResult, TokenLogprob
 from shoal.wire import pack_ids
 from shoal.workers.decoder import Decoder
+from shoal.workers.drafts import NO_GUESS
 from shoal.workers.parallel import Group
 from shoal.workers.readings import score, score_on_host
-from shoal.workers.sampler import Sampler
+from shoal.workers.sampler import NOT_KEPT, Sampler
 from shoal.workers.slots import Int32s, PlannedRows, SlotTable
 
 WARM_UP_PROMPT_TOKENS: Final = 6
@@ -82,8 +83,7 @@ class Runner:
         with torch.inference_mode():
             hidden = self._decoder.hidden(inputs)
             # Drawn before anything else asks for logits: they lie in one buffer.
-            slots = rows.slots[rows.draws]
-            ids, logprobs = self._draw(self._decoder.logits(hidden[inputs.sample_indices]), slots)
+            ids, logprobs = self._draw(self._decoder.logits(hidden[inputs.sample_indices]), rows)
             spans = self._slots.spans(rows)
 
             def head(states: NDArray[np.int64]) -> torch.Tensor | None:
@@ -91,7 +91,7 @@ class Runner:
 
             scored = score(partial(score_on_host, head, self._decoder.vocab_size), spans)
         pooled = pool(rows, hidden, self._slots.epochs(rows.slots))
-        self._slots.append(slots, ids)
+        slots, ids = self._slots.append(rows, ids)
         slots = np.concatenate([slots, np.array([row.slot for row, _ in pooled], np.int32)])
         return StepResult(
             crew_epoch=self._crew_epoch,
@@ -101,23 +101,26 @@ class Runner:
             ids=np.concatenate([ids, np.array([token for _, token in pooled], np.int32)]).tobytes(),
             logprobs=logprobs + (None,) * len(pooled) if logprobs else (),
             compute_us=(time.perf_counter_ns() - began_ns) // 1000,
+            drafted=int(rows.guessed.sum()),
             scored=scored,
             pooled=tuple(row for row, _ in pooled),
         )
 
     def _draw(
-        self, logits: torch.Tensor | None, slots: Int32s
+        self, logits: torch.Tensor | None, rows: PlannedRows
     ) -> tuple[Int32s, tuple[TokenLogprob | None, ...]]:
-        """Rank 0 draws; the others are told."""
-        if len(slots) == 0:
+        """Rank 0 draws; the others are told. Log-probabilities are of the ids that are kept."""
+        drawing = np.flatnonzero(rows.draws)
+        if len(drawing) == 0:
             return np.zeros(0, np.int32), ()
-        ids = np.zeros(len(slots), np.int64)
+        ids = np.zeros(len(drawing) + int(rows.guessed.sum()), np.int64)
         logprobs: tuple[TokenLogprob | None, ...] = ()
         if logits is not None:
-            drawn = self._sampler.sample(logits, self._slots.samplers(slots))
+            guesses = [rows.guesses.get(row, NO_GUESS).ids.tolist() for row in drawing.tolist()]
+            drawn = self._sampler.sample(logits, self._slots.samplers(rows.slots[drawing]), guesses)
             ids[:] = [token.id for token in drawn]
             if any(token.logprob is not None for token in drawn):
-                logprobs = tuple(token.logprob for token in drawn)
+                logprobs = tuple(token.logprob for token in drawn if token.id != NOT_KEPT)
         self._group.broadcast(torch.from_numpy(ids))
         return ids.astype(np.int32), logprobs
 

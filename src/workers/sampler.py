@@ -27,6 +27,8 @@ from shoal.workers.philox import uniform
 
 NOTHING_ALLOWED: Final = -2
 GRAMMAR_FAILED: Final = -3
+NOT_KEPT: Final = -4
+"""Stands for what was drawn behind a guess that was wrong."""
 _NO_IDS: Final = np.zeros(0, np.int64)
 _NO_VALUES: Final = np.zeros(0, np.float32)
 
@@ -61,6 +63,20 @@ class _SeenTokens:
             self._ids[place], self._counts[place] = token_id, 0
             self._size += 1
         self._counts[place] += 1
+
+    def after(self, ahead: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """``ids`` and ``generated_counts`` where ``ahead`` were generated too. Ids of those stand a second time, at the
+        end, with the counts that hold."""
+        if not ahead:
+            return self.ids, self.generated_counts
+        more = dict.fromkeys(ahead, 0)
+        counts = [self._count(token_id) + ahead.count(token_id) for token_id in more]
+        ids = np.concatenate([self.ids, np.array(list(more), np.int64)])
+        return ids, np.concatenate([self.generated_counts, np.array(counts, np.float32)])
+
+    def _count(self, token_id: int) -> float:
+        place = self._place.get(token_id)
+        return 0.0 if place is None else float(self._counts[place])
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -126,12 +142,12 @@ class SamplerRow:
         if self._grammar is not None:
             self._grammar.observe(token_id)
 
-    def adjust(self, logits: NDArray[np.float32]) -> None:
-        """Applies bias and penalties in place."""
+    def adjust(self, logits: NDArray[np.float32], ahead: Sequence[int] = ()) -> None:
+        """Applies bias and penalties in place, for what follows the tokens observed and those ``ahead``."""
         ids, values = self.bias
         logits[ids] += values
         if self._seen is not None:
-            ids, counts = self.seen
+            ids, counts = self._seen.after(ahead)
             logits[ids] = self._penalised(logits[ids], counts)
 
     def constrain(self, logits: NDArray[np.float32]) -> int:
@@ -178,29 +194,52 @@ class Sampler:
     def __init__(self) -> None:
         self._draws: _Draws | None = None
 
-    def sample(self, logits: Tensor, rows: Sequence[SamplerRow]) -> list[Drawn]:
-        """logits: float32 [len(rows), vocabulary]; holds the adjusted and constrained logits afterwards. The rows do
-        not learn what was drawn: whoever keeps a token calls ``observe``."""
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplerRow], guesses: Sequence[Sequence[int]] = ()
+    ) -> list[Drawn]:
+        """logits: float32 [positions, vocabulary]; holds the adjusted and constrained logits afterwards. The rows do
+        not learn what was drawn: whoever keeps a token calls ``observe``.
+
+        guesses: for each row the tokens that are taken to follow it, none by default. Such a row has as many positions
+        more, behind its own, and what was drawn behind a guess that was not drawn is ``NOT_KEPT``. Raises ValueError
+        where a row with guesses is constrained.
+        """
+        places = [
+            _Place(row, guess[:count])
+            for row, guess in zip(rows, guesses or [()] * len(rows), strict=True)
+            for count in range(len(guess) + 1)
+        ]
         views: list[NDArray[np.float32]] = list(logits.numpy())
         failures = {}
         if any(row.adjusts or row.constrained for row in rows):
             # A row that is not finite may warn here; the draw finds it.
             with np.errstate(invalid="ignore", over="ignore"):
-                for row, view in zip(rows, views, strict=True):
-                    row.adjust(view)
-                failures = _constrain(rows, views)
-        drawn = []
-        for place, (row, token_id) in enumerate(zip(rows, self._draw(logits, rows), strict=True)):
-            token_id = failures.get(place, token_id)
-            wants_logprob = row.sampling.logprobs >= 0 and token_id >= 0
-            logprob = token_logprob(views[place], token_id, row.sampling.logprobs) if wants_logprob else None
+                for place, view in zip(places, views, strict=True):
+                    place.row.adjust(view, place.ahead)
+                failures = _constrain(places, views)
+        drawn: list[Drawn] = []
+        on_the_way = True
+        for number, (place, token_id) in enumerate(zip(places, self._draw(logits, places), strict=True)):
+            on_the_way = not place.ahead or (on_the_way and drawn[-1].id == place.ahead[-1])
+            token_id = failures.get(number, token_id) if on_the_way else NOT_KEPT
+            most = place.row.sampling.logprobs
+            logprob = token_logprob(views[number], token_id, most) if most >= 0 and token_id >= 0 else None
             drawn.append(Drawn(token_id, logprob))
         return drawn
 
-    def _draw(self, logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
+    def _draw(self, logits: Tensor, places: "Sequence[_Place]") -> list[int]:
         if self._draws is None or not self._draws.holds(logits):
             self._draws = _Draws(logits)
-        return self._draws.draw(rows)
+        return self._draws.draw(places)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Whose logits a row holds."""
+
+    row: SamplerRow
+    ahead: Sequence[int]
+    """Guessed tokens that come before it and that the row has not observed."""
 
 
 class _Draws:
@@ -237,29 +276,30 @@ class _Draws:
             and logits.stride() == own.stride()
         )
 
-    def draw(self, rows: Sequence[SamplerRow]) -> list[int]:
+    def draw(self, places: Sequence[_Place]) -> list[int]:
         """The ids for the first rows of the buffer."""
-        for place, row in enumerate(rows):
-            wanted = row.sampling
-            self._temperature[place] = wanted.temperature
-            self._top_k[place], self._top_p[place] = wanted.top_k, wanted.top_p
-            self._min_p[place] = wanted.min_p
-            self._uniform[place] = uniform(wanted.seed, row.position) if wanted.temperature else 0.0
-        self._rows.set(len(rows))
+        for number, place in enumerate(places):
+            wanted, position = place.row.sampling, place.row.position + len(place.ahead)
+            self._temperature[number] = wanted.temperature
+            self._top_k[number], self._top_p[number] = wanted.top_k, wanted.top_p
+            self._min_p[number] = wanted.min_p
+            self._uniform[number] = uniform(wanted.seed, position) if wanted.temperature else 0.0
+        self._rows.set(len(places))
         self._program.run()
-        ids: list[int] = self._ids[: len(rows)].tolist()
+        ids: list[int] = self._ids[: len(places)].tolist()
         return ids
 
 
-def _constrain(rows: Sequence[SamplerRow], views: list[NDArray[np.float32]]) -> dict[int, int]:
+def _constrain(places: Sequence[_Place], views: list[NDArray[np.float32]]) -> dict[int, int]:
     """Constrains the rows that want it; ``views`` keeps what log-probabilities are to be told of. Returns the ids to
-    report in place of a draw, by row."""
+    report in place of a draw, by number."""
     failures = {}
-    for place, row in enumerate(rows):
-        if row.constrained:
-            logits = views[place]
-            if row.sampling.logprobs >= 0:
-                views[place] = logits.copy()
-            if failure := row.constrain(logits):
-                failures[place] = failure
+    for number, (place, logits) in enumerate(zip(places, views, strict=True)):
+        if place.row.constrained:
+            if place.ahead:
+                raise ValueError("constraints go from token to token: nothing can be guessed for this row")
+            if place.row.sampling.logprobs >= 0:
+                views[number] = logits.copy()
+            if failure := place.row.constrain(logits):
+                failures[number] = failure
     return failures

@@ -11,14 +11,17 @@ import numpy.typing as npt
 import torch
 
 from shoal.messages import Seat, StepPlan
+from shoal.workers.drafts import MOST_POSITIONS, NO_GUESS, Drafter, Guess
 from shoal.workers.grammar import GrammarThreads
 from shoal.workers.inputs import StepInputs
 from shoal.workers.readings import PromptReading, ScoredSpan
-from shoal.workers.sampler import SamplerRow
+from shoal.workers.sampler import NOT_KEPT, SamplerRow
 
 Int32s = npt.NDArray[np.int32]
 _FREE: Final = -1
 _NONE: Final = -1
+_LAST: Final = -1
+"""As a row's start: its last known token."""
 
 
 class PlanInvalid(Exception):
@@ -38,13 +41,16 @@ class SlotTable:
         *,
         sampling: bool,
         grammars: GrammarThreads | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
+        """drafter: None where nothing is guessed, whatever plans allow."""
         most_blocks = -(-session_len // block_size)
         self._block_size = block_size
         self._num_blocks = num_blocks
         self._vocab_size = vocab_size
         self._sampling = sampling
         self._grammars = grammars
+        self._drafter = drafter
         self.last_block = 0
         """The highest block that any slot has had."""
         self._tokens: Int32s = np.zeros((num_slots, session_len), np.int32)
@@ -66,6 +72,8 @@ class SlotTable:
         self._check(rows)
         self._append_blocks(rows, _int32s(plan.block_counts), _int32s(plan.new_blocks))
         self._note_readings(rows)
+        if self._drafter is not None and rows.drafts.any():
+            self._guess(rows, self._drafter)
         return rows
 
     def inputs(self, rows: "PlannedRows") -> StepInputs:
@@ -85,8 +93,15 @@ class SlotTable:
             query_starts=torch.from_numpy(query_starts),
             context_lens=torch.from_numpy(context_lens.astype(np.int32)),
             block_tables=torch.from_numpy(np.ascontiguousarray(self._tables[rows.slots, :widest])),
-            sample_indices=torch.from_numpy(query_starts[1:][rows.draws].astype(np.int64) - 1),
+            sample_indices=torch.from_numpy(self._sampled_places(rows, query_starts[1:])),
         )
+
+    @staticmethod
+    def _sampled_places(rows: "PlannedRows", ends: Int32s) -> npt.NDArray[np.int64]:
+        """Of each row that draws the last token known and those guessed behind it."""
+        counts = rows.guessed[rows.draws] + 1
+        places: npt.NDArray[np.int64] = np.repeat(ends[rows.draws] - np.cumsum(counts), counts)
+        return places + np.arange(len(places))
 
     def sources(self, rows: "PlannedRows") -> Int32s:
         """For each token of the step the row of the last step that drew it, where that is not read yet; else -1."""
@@ -118,10 +133,26 @@ class SlotTable:
         """The epochs of the given slots."""
         return self._epochs[slots]
 
-    def append(self, slots: Int32s, ids: Int32s) -> None:
-        """Adds one sampled token to each slot; −1 (no finite logits) stands as token 0 until the seat leaves."""
-        self.reserve(slots)
-        self.settle(slots, self._epochs[slots], ids)
+    def append(self, rows: "PlannedRows", ids: Int32s) -> tuple[Int32s, Int32s]:
+        """Adds what was drawn for each slot, one token and as many more as guesses were right; −1 (no finite logits)
+        stands as token 0 until the seat leaves. ids: int32 [S], ``NOT_KEPT`` behind a wrong guess. Returns slots and
+        ids without those."""
+        kept = ids != NOT_KEPT
+        slots = np.repeat(rows.slots[rows.draws], rows.guessed[rows.draws] + 1)[kept]
+        ids = ids[kept]
+        first = np.flatnonzero(np.diff(slots, prepend=_FREE))
+        counts = np.diff(first, append=len(slots))
+        places = self._known[slots] + np.arange(len(slots)) - np.repeat(first, counts)
+        if (places >= self._tokens.shape[1]).any():
+            raise PlanInvalid("a token was sampled past the session length")
+        self._tokens[slots, places] = np.maximum(ids, 0)
+        self._known[slots[first]] += counts.astype(np.int32)
+        self._observe(slots, ids)
+        if self._drafter is not None:
+            right = dict(zip(slots[first].tolist(), (counts - 1).tolist(), strict=True))
+            for row, guess in rows.guesses.items():
+                self._drafter.learn(guess, right[int(rows.slots[row])])
+        return slots, ids
 
     def reserve(self, slots: Int32s) -> None:
         """One more token of each slot, the n-th slot's of the n-th row that is drawn; ``settle`` tells which."""
@@ -137,9 +168,29 @@ class SlotTable:
         slots, ids = slots[is_here], ids[is_here]
         self._tokens[slots, self._known[slots] - 1] = np.maximum(ids, 0)
         self._unread[slots] = _NONE
+        self._observe(slots, ids)
+
+    def _observe(self, slots: Int32s, ids: Int32s) -> None:
         if self._sampling:
             for slot, token_id in zip(slots.tolist(), ids.tolist(), strict=True):
                 self._samplers[slot].observe(token_id)
+
+    def _guess(self, rows: "PlannedRows", drafter: Drafter) -> None:
+        """Puts guesses behind the last tokens of the rows that may have some, as far as they are worth their while."""
+        candidates = np.flatnonzero(rows.drafts).tolist()
+        positions, sampled = int(rows.counts.sum()), int(rows.draws.sum())
+        worth = drafter.worth(sampled, positions)
+        room = MOST_POSITIONS - positions
+        for left, row in zip(range(len(candidates), 0, -1), candidates, strict=True):
+            slot, most = int(rows.slots[row]), min(int(rows.drafts[row]), room // left)
+            known = int(self._known[slot])
+            guess = drafter.guess(self._tokens[slot, :known], most, worth) if most > 0 else NO_GUESS
+            if count := len(guess.ids):
+                self._tokens[slot, known : known + count] = guess.ids
+                rows.guesses[row] = guess
+                rows.guessed[row] = count
+                rows.counts[row] += count
+                room -= count
 
     def _leave(self, slot: int) -> None:
         if not 0 <= slot < len(self._epochs) or self._epochs[slot] == _FREE:
@@ -196,7 +247,7 @@ class SlotTable:
                 self._tables[slot, length : length + count] = new_blocks[taken : taken + count]
                 self._table_lens[slot] += count
                 taken += count
-        ends = rows.starts + rows.counts
+        ends = rows.starts + rows.counts + rows.drafts
         if (ends > self._table_lens[rows.slots] * self._block_size).any():
             raise PlanInvalid("a row reaches past its block table")
 
@@ -206,25 +257,36 @@ class SlotTable:
             raise PlanInvalid("a plan needs rows of existing slots")
         if (self._epochs[slots] == _FREE).any() or len(set(slots.tolist())) != len(slots):
             raise PlanInvalid("a row names a slot that is free, or one twice")
+        rows.starts[rows.starts == _LAST] = self._known[slots[rows.starts == _LAST]] - 1
         ends = rows.starts + rows.counts
         known = self._known[slots]
         if rows.starts.min() < 0 or rows.counts.min() < 1 or (ends > known).any():
             raise PlanInvalid("a row reaches past the known tokens")
         if (rows.samples & (ends != known)).any():
             raise PlanInvalid("a row samples before its last known token")
+        if rows.drafts.min() < 0 or (rows.drafts.astype(bool) & ~(rows.samples & (rows.counts == 1))).any():
+            raise PlanInvalid("only a row that decodes may have drafts")
+        if (known + rows.drafts > self._tokens.shape[1]).any():
+            raise PlanInvalid("drafts reach past the session length")
 
 
 class PlannedRows:
-    """The rows of a plan as numpy arrays: slots, starts, counts (int32 [R]), samples and draws (bool [R]). A row that
-    samples draws a token, unless its states are pooled."""
+    """The rows of a plan as numpy arrays: slots, starts, counts, drafts (int32 [R]), samples and draws (bool [R]). A
+    row that samples draws a token, unless its states are pooled."""
 
     def __init__(self, plan: StepPlan) -> None:
         self.slots = _int32s(plan.slots)
         self.starts = _int32s(plan.starts)
         self.counts = _int32s(plan.counts)
         self.samples = np.frombuffer(plan.samples, np.uint8).astype(bool)
-        if not len(self.slots) == len(self.starts) == len(self.counts) == len(self.samples):
+        self.drafts = _int32s(plan.drafts or bytes(len(plan.slots)))
+        """How many tokens may be guessed behind the row's last."""
+        arrays = (self.starts, self.counts, self.samples, self.drafts)
+        if any(len(array) != len(self.slots) for array in arrays):
             raise PlanInvalid("the row arrays differ in length")
+        self.guesses: dict[int, Guess] = {}
+        """Of the rows, by number, that have guesses; their tokens are among ``counts``."""
+        self.guessed: Int32s = np.zeros(len(self.slots), np.int32)
         self.draws = self.samples.copy()
         self.readings: dict[int, PromptReading] = {}
         """Of the rows, by number, that are read for more than tokens."""

@@ -2,7 +2,8 @@
 
 Two hundred mixed requests go, many at a time, to a server that is short of everything: blocks, so that it preempts, the
 more as urgent requests keep coming; tokens a step, so that prompts are cut into chunks; and prompts begin alike, so
-that they are found in its prefix cache. Each goes again, alone, to a server with room for everything and no such cache.
+that they are found in its prefix cache; and tokens are guessed. Each goes again, alone, to a server with room for
+everything, no such cache and no guesses.
 """
 
 import asyncio
@@ -121,7 +122,7 @@ def test_200_requests_in_a_crowd_get_their_lone_answers(cache_dtype: str) -> Non
     with running_server(*kept, *short, *memory) as busy:
         together = asyncio.run(ask_together(busy.url, requests))
         counted = metrics(busy)
-    with running_server(*kept, "--no_prefix_caching") as idle:
+    with running_server(*kept, "--no_prefix_caching", "--speculative_num_draft_tokens", "0") as idle:
         alone = asyncio.run(ask_one_by_one(idle.url, requests))
     for request, crowded, lone in zip(requests, together, alone, strict=True):
         assert crowded.choices == lone.choices, (seed, request)
@@ -134,6 +135,7 @@ def check_that_it_was_hard(counted: dict[str, float], together: list[Answer]) ->
     assert counted["shoal:kv_blocks_total"] == BLOCKS
     assert counted["shoal:num_preemptions_total"] > 20
     assert counted["shoal:prefix_cache_hits_total"] > 1000
+    assert counted["shoal:spec_decode_num_accepted_tokens_total"] > 30
     assert counted["shoal:step_rows_total"] / steps > 4, "the requests did not run together"
     assert counted[f'shoal:iteration_tokens_total_bucket{{le="{float(STEP_TOKENS)}"}}'] == steps
     chunked = [answer for answer in together if answer.computed > STEP_TOKENS]

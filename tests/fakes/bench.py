@@ -68,7 +68,11 @@ class Bench:
     """One core, one rank after the other, any number of clients."""
 
     def __init__(
-        self, with_rules: Rules, num_blocks: int, is_bad: Callable[[Sampling, int], bool] = never
+        self,
+        with_rules: Rules,
+        num_blocks: int,
+        is_bad: Callable[[Sampling, int], bool] = never,
+        most_drafts: int = 0,
     ) -> None:
         self.core = Core(with_rules)
         self.clients: dict[int, Client] = {}
@@ -77,6 +81,7 @@ class Bench:
         self.steps: list[Step] = []
         self._num_blocks = num_blocks
         self._is_bad = is_bad
+        self._most_drafts = most_drafts
         self._sent: deque[StepPlan] = deque()
         self._last_result: StepResult | None = None
         self._slot_epochs: dict[int, int] = {}
@@ -97,6 +102,7 @@ class Bench:
         tenant: str = "",
         cache_salt: str = "",
         group: int = 0,
+        allowed_ids: tuple[int, ...] = (),
     ) -> int:
         """A new request; ``generated`` of its tokens are already with the client. Returns its number."""
         number = len(self.clients) + 1
@@ -110,7 +116,7 @@ class Bench:
             label=f"request-{number}",
             prompt=pack_ids(prompt),
             generated=pack_ids(client.got),
-            sampling=Sampling(seed),
+            sampling=Sampling(seed, allowed_ids=allowed_ids),
             max_tokens=max_tokens,
             stop_ids=stop_ids,
             priority=priority,
@@ -203,7 +209,7 @@ class Bench:
         """A new crew serves."""
         self.epoch += 1
         self._rank = FakeRank(self._num_blocks, self.core.rules.block_size, VOCAB, self._is_bad)
-        self._take(self.core.crew_up(self.epoch, self._num_blocks))
+        self._take(self.core.crew_up(self.epoch, self._num_blocks, self._most_drafts))
         self.check()
 
     def run(self, most_steps: int = 2000) -> int:
@@ -229,6 +235,7 @@ class Bench:
             assert request.slot == slot
             assert request.planned <= request.virtual <= request.limit
             assert 0 <= request.pending <= 2
+            assert 0 <= request.drafted <= request.pending * self._most_drafts
         assert len(core.book) == len(core.book.seated) + len(core.book.waiting)
         assert core.book.queued_tokens == sum(request.known for request in core.book.waiting)
         assert all(not request.blocks and not request.planned for request in core.book.waiting)

@@ -2,7 +2,8 @@
 
 Its "keys and values" are digests of the tokens up to each position, so it knows whether what a row reads is
 what the sequence should find there. It forgives nothing: a plan that contradicts what came before raises
-``PlanInvalid``. No socket, no clock; ``fake_worker.py`` gives it a process, the property tests call it directly.
+``PlanInvalid``. Where a plan allows guesses it makes some, right and wrong ones, and a wrong one leaves something wrong
+in the cache. No socket, no clock; ``fake_worker.py`` gives it a process, the property tests call it directly.
 """
 
 from array import array
@@ -80,11 +81,29 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     computed: int = -1
     """-1 until its first row, which may start behind a shared prefix."""
+    wrong: int = 0
+    """Guesses of its last row that it may have had and that did not come true."""
+    reach: int = 0
+    """Tokens that its blocks may have been taken for."""
 
     def append(self, token: int) -> None:
         """A sampled token stays in the slot."""
         self.tokens.append(token)
         self.digests.append(mix(self.digests[-1] if self.digests else _FIRST, token))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a plan asks for, and what becomes of its guesses."""
+
+    slot: int
+    start: int
+    count: int
+    blocks: list[int]
+    samples: bool
+    most_guesses: int
+    guesses: int
+    right: int
 
 
 class FakeRank:
@@ -110,15 +129,15 @@ class FakeRank:
         for seat in plan.admit:
             self._admit(seat)
         rows = self._rows(plan)
-        for slot, start, count, blocks, samples in rows:
-            self._extend(slot, start, count, blocks, samples)
-        for slot, start, _, _, _ in rows:
-            self._read(slot, start)
-        for slot, start, count, _, _ in rows:
-            self._write(slot, start, count)
-        scored = tuple(row for slot, start, count, _, _ in rows if (row := self._score(slot, start, count)))
-        pooled = tuple(row for slot, start, count, _, _ in rows if (row := self._pool(slot, start, count)))
-        return self._result(plan, [slot for slot, _, _, _, samples in rows if samples], scored, pooled)
+        for row in rows:
+            self._extend(row)
+        for row in rows:
+            self._read(row.slot, row.start)
+        for row in rows:
+            self._write(row)
+        scored = tuple(each for row in rows if (each := self._score(row.slot, row.start, row.count)))
+        pooled = tuple(each for row in rows if (each := self._pool(row.slot, row.start, row.count)))
+        return self._result(plan, [row for row in rows if row.samples], scored, pooled)
 
     def _admit(self, seat: Seat) -> None:
         _require(seat.slot not in self._seats, f"slot {seat.slot} is taken")
@@ -132,23 +151,29 @@ class FakeRank:
             sequence.append(token)
         self._seats[seat.slot] = sequence
 
-    def _rows(self, plan: StepPlan) -> list[tuple[int, int, int, list[int], bool]]:
+    def _rows(self, plan: StepPlan) -> "list[Row]":
         slots, starts, counts = unpack_ids(plan.slots), unpack_ids(plan.starts), unpack_ids(plan.counts)
         block_counts, new_blocks = unpack_ids(plan.block_counts), unpack_ids(plan.new_blocks)
-        lengths = {len(slots), len(starts), len(counts), len(plan.samples), len(block_counts)}
+        drafts = unpack_ids(plan.drafts or bytes(len(plan.slots)))
+        lengths = {len(slots), len(starts), len(counts), len(plan.samples), len(drafts), len(block_counts)}
         _require(
             lengths == {len(set(slots))} and bool(slots), "rows: empty, a slot twice, or arrays that differ"
         )
         _require(sum(block_counts) == len(new_blocks), "block_counts and new_blocks differ")
         rows = []
-        for row in zip(slots, starts, counts, plan.samples, block_counts, strict=True):
-            slot, start, count, samples, taken = row
-            rows.append((slot, start, count, new_blocks[:taken], bool(samples)))
+        for row in zip(slots, starts, counts, plan.samples, drafts, block_counts, strict=True):
+            slot, start, count, samples, most, taken = row
+            _require(slot in self._seats, f"slot {slot} is empty")
+            if start == -1:
+                start = len(self._seats[slot].tokens) - 1
+            guesses = (7 * plan.step_id + slot) % (most + 1)
+            right = (plan.step_id + 3 * slot) % (guesses + 1)
+            rows.append(Row(slot, start, count, new_blocks[:taken], bool(samples), most, guesses, right))
             new_blocks = new_blocks[taken:]
         return rows
 
-    def _extend(self, slot: int, start: int, count: int, blocks: list[int], samples: bool) -> None:
-        _require(slot in self._seats, f"slot {slot} is empty")
+    def _extend(self, row: "Row") -> None:
+        slot, start, count = row.slot, row.start, row.count
         sequence = self._seats[slot]
         shared = sequence.computed < 0 and start % self._size == 0
         _require(
@@ -156,24 +181,35 @@ class FakeRank:
         )
         end = start + count
         _require(count > 0 and end <= len(sequence.tokens), f"slot {slot}: a row past the known tokens")
-        _require(samples == (end == len(sequence.tokens)), f"slot {slot}: samples only after the last token")
-        sequence.blocks += blocks
-        sequence.computed = end
-        fitting = len(sequence.blocks) == -(-end // self._size)
+        _require(
+            row.samples == (end == len(sequence.tokens)), f"slot {slot}: samples only after the last token"
+        )
+        _require(
+            not row.most_guesses or (row.samples and count == 1 and not sequence.sampling.allowed_ids),
+            f"slot {slot}: nothing can be guessed",
+        )
+        sequence.blocks += row.blocks
+        sequence.reach = max(sequence.reach, end + row.most_guesses + sequence.wrong)
+        least, most = (-(-tokens // self._size) for tokens in (end + row.most_guesses, sequence.reach))
+        fitting = least <= len(sequence.blocks) <= most
         _require(
             fitting and len(set(sequence.blocks)) == len(sequence.blocks), f"slot {slot}: wrong block table"
         )
-        _require(all(0 <= block < len(self._cache) for block in blocks), f"slot {slot}: no such block")
+        _require(all(0 <= block < len(self._cache) for block in row.blocks), f"slot {slot}: no such block")
+        sequence.wrong = row.most_guesses - row.right
+        sequence.computed = end + row.right
 
-    def _write(self, slot: int, start: int, count: int) -> None:
+    def _write(self, row: "Row") -> None:
+        slot, start = row.slot, row.start
         sequence = self._seats[slot]
         written = set(sequence.blocks[start // self._size :])
         for other_slot, other in self._seats.items():
             both = other_slot != slot and not written.isdisjoint(other.blocks)
             _require(not both, f"slots {slot} and {other_slot} both have a block that is written")
-        for position in range(start, start + count):
+        for position in range(start, start + row.count + row.guesses):
             block = sequence.blocks[position // self._size]
-            self._cache[block][position % self._size] = sequence.digests[position]
+            known = position < len(sequence.digests)
+            self._cache[block][position % self._size] = sequence.digests[position] if known else None
 
     def _read(self, slot: int, start: int) -> None:
         sequence = self._seats[slot]
@@ -204,12 +240,15 @@ class FakeRank:
     def _result(
         self,
         plan: StepPlan,
-        slots: list[int],
+        rows: "list[Row]",
         scored: tuple[ScoredRow, ...],
         pooled: tuple[PooledRow, ...],
     ) -> StepResult:
+        slots = [row.slot for row in rows for _ in range(row.right + 1)]
         sequences = [self._seats[slot] for slot in slots]
         ids = [self._sample(sequence) for sequence in sequences]
+        for row in rows:
+            self._write_right(row)
         wanted = any(sequence.sampling.logprobs >= 0 for sequence in sequences)
         logprobs = tuple(_logprob(*each) for each in zip(sequences, ids, strict=True)) if wanted else ()
         return StepResult(
@@ -219,9 +258,18 @@ class FakeRank:
             epochs=pack_ids(sequence.epoch for sequence in sequences),
             ids=pack_ids(ids),
             logprobs=logprobs,
+            drafted=sum(row.guesses for row in rows),
             scored=scored,
             pooled=pooled,
         )
+
+    def _write_right(self, row: "Row") -> None:
+        """The guesses that were drawn: the cache has them as they are."""
+        sequence = self._seats[row.slot]
+        for position in range(row.start + 1, row.start + 1 + row.right):
+            self._cache[sequence.blocks[position // self._size]][position % self._size] = sequence.digests[
+                position
+            ]
 
     def _sample(self, sequence: Sequence) -> int:
         generated = len(sequence.tokens) - sequence.prompt_len

@@ -100,8 +100,8 @@ class Stage:
 
     def boot(self, epoch: int = 1) -> None:
         """From Loaded to serving."""
-        for rank, blocks in zip(self.ranks, (50, 40), strict=True):
-            rank.send(Loaded(epoch, blocks))
+        for rank, blocks, most_drafts in zip(self.ranks, (50, 40), (7, 15), strict=True):
+            rank.send(Loaded(epoch, blocks, most_drafts))
         self.turn_until(lambda: self.phases() == ["warming"] * 2)
         for rank in self.ranks:
             rank.send(Ready(epoch, 40, 0))
@@ -129,7 +129,7 @@ def test_the_boot_dance() -> None:
         assert isinstance(allocates[0], Allocate)
         assert (allocates[0].crew_epoch, allocates[0].num_blocks) == (1, 40)
         assert not os.path.exists(allocates[0].rendezvous)
-        assert stage.events == [CrewUp(1, 40)]
+        assert stage.events == [CrewUp(1, 40, 7)]
         assert [(status.device, status.level) for status in stage.crew.status()] == [("cpu", "avx2")] * 2
 
 
@@ -167,7 +167,7 @@ def test_a_lost_peer_starts_everybody_over_and_late_words_of_the_old_epoch_do_no
         stage.ranks[0].send(Loaded(1, 7))
         stage.ranks[1].send(StepResult(1, 1, b"", b"", b""))
         stage.boot(epoch=2)
-        assert stage.events[2:] == [CrewUp(2, 40)]
+        assert stage.events[2:] == [CrewUp(2, 40, 7)]
         assert stage.crew.losses == 1
 
 

@@ -5,6 +5,7 @@ The planted faults at the end show that the property would notice: each takes on
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from shoal.messages import Sampling
+from shoal.scheduler import pipeline
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.book import Book
+from shoal.scheduler.plan import Sketch
 from shoal.scheduler.prefix import PrefixIndex
 from shoal.scheduler.quota import Quota, Quotas
-from shoal.scheduler.request import Request
+from shoal.scheduler.request import Request, Sampled
 
 BAD_SEED = 13
 SESSION_LEN = 40
@@ -30,6 +33,7 @@ WORLDS = st.fixed_dictionaries(
         "token_budget": st.sampled_from([1, 2, 3, 5, 9, 16, 64]),
         "prefix_caching": st.sampled_from([True, True, True, False]),
         "session_len": st.just(SESSION_LEN),
+        "most_drafts": st.sampled_from([0, 1, 3, 15]),
     }
 )
 LIMITS = st.fixed_dictionaries(
@@ -59,6 +63,7 @@ SUBMITS = st.fixed_dictionaries(
         "cache_salt": st.sampled_from(["", "", "salt"]),
         "scores": st.sampled_from([False, False, True]),
         "pooling": st.sampled_from(["", "", "", "", "mean", "last"]),
+        "allowed_ids": st.sampled_from([(), (), (), (1, 2)]),
     }
 )
 EVENTS = st.one_of(
@@ -113,7 +118,9 @@ def run_schedule(schedule: Schedule) -> None:
     """Whatever the order of events, every invariant holds and everything ends."""
     world, spare_blocks, first, events = schedule
     least = -(-SESSION_LEN // world["block_size"])
-    bench = Bench(rules(**world), least + spare_blocks, is_bad)
+    world = dict(world)
+    most_drafts = world.pop("most_drafts")
+    bench = Bench(rules(**world), least + spare_blocks, is_bad, most_drafts)
     acts: dict[str, Callable[[Any], object]] = {
         "submit": lambda batch: [submit(bench, values) for values in batch],
         "step": lambda times: step(bench, times),
@@ -168,7 +175,18 @@ def _scores(request: Request) -> bool:
     return request.prompt_logprobs >= 0 and not request.generated
 
 
-PLANTED: dict[str, tuple[type, str, object, type[Exception]]] = {
+def _unlimited(sketch: Sketch, most: int) -> None:
+    for request, row in sketch._rows.items():
+        if row.count == 1 and row.samples:
+            sketch._rows[request] = replace(row, drafts=most)
+            request.drafted += most
+
+
+def _none_told(slot: int, epoch: int, tokens: Any, drafts: int) -> Sampled:
+    return Sampled(slot, epoch, tokens, 0)
+
+
+PLANTED: dict[str, tuple[object, str, object, type[Exception]]] = {
     "results_taken_without_epoch": (Book, "owner", _any_owner, AssertionError),
     "epoch_not_raised": (Book, "_raised", staticmethod(lambda epoch: max(1, epoch)), AssertionError),
     "block_published_one_early": (PrefixIndex, "_filled", _one_early, PlanInvalid),
@@ -178,6 +196,9 @@ PLANTED: dict[str, tuple[type, str, object, type[Exception]]] = {
     "share_not_counted": (BlockPool, "share", lambda pool, blocks: None, AssertionError),
     "ranks_not_told_who_left": (Book, "tell_ranks", _not_told, PlanInvalid),
     "hits_under_prompt_logprobs": (Request, "reads_whole_prompt", property(_pools), AssertionError),
+    "drafts_without_limit": (Sketch, "add_drafts", _unlimited, AssertionError),
+    "drafts_not_taken_back": (pipeline, "Sampled", _none_told, AssertionError),
+    "drafts_of_constrained_rows": (Request, "can_draft", property(lambda request: True), PlanInvalid),
     "hits_under_a_mean": (Request, "reads_whole_prompt", property(_scores), PlanInvalid),
 }
 

@@ -108,7 +108,7 @@ def end_of(tokens: list[int], limit: RepetitionLimit) -> tuple[str, int]:
 
 def _sample(core: Core, request: Request, token: int) -> list[Event]:
     core.plan()
-    return apply(core.book, core.pool, [Sampled(request.slot, request.epoch, token)])[0]
+    return apply(core.book, core.pool, [Sampled(request.slot, request.epoch, ((token, None),), 0)])[0]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def test_a_request_that_can_draw_nothing_fails_and_its_blocks_are_still_good(
     sharer = bench.submit([1] * 10, 5)
     bench.plan()
     seat, found = bench.request(stuck), len(bench.core.pool.index)
-    events, stale = apply(bench.core.book, bench.core.pool, [Sampled(seat.slot, seat.epoch, token_id)])
+    events, stale = apply(
+        bench.core.book, bench.core.pool, [Sampled(seat.slot, seat.epoch, ((token_id, None),), 0)]
+    )
     assert [(type(each), each.request) for each in events] == [(Ended, seat)]
     assert isinstance(events[0], Ended)
     assert (events[0].reason, events[0].detail, stale) == ("failed", detail, 0)
@@ -114,6 +116,7 @@ def test_what_waits_and_does_not_fit_the_next_crew_ends() -> None:
         {"slots": pack_ids([]), "epochs": pack_ids([]), "ids": pack_ids([])},
         {"epochs": pack_ids([9])},
         {"slots": pack_ids([0, 0]), "epochs": pack_ids([1, 1]), "ids": pack_ids([1, 1])},
+        {"slots": pack_ids([0, 1]), "epochs": pack_ids([1, 1]), "ids": pack_ids([1, 1])},
         {"ids": b"123"},
         {"logprobs": (None, None)},
     ],

@@ -21,8 +21,8 @@ def numbers(start: int, length: int) -> list[int]:
     return [start * 1000 + n for n in range(length)]
 
 
-def bench_of(num_blocks: int = 64, **changes: object) -> Bench:
-    return Bench(rules(**changes), num_blocks)
+def bench_of(num_blocks: int = 64, most_drafts: int = 0, **changes: object) -> Bench:
+    return Bench(rules(**changes), num_blocks, most_drafts=most_drafts)
 
 
 def submit_all(bench: Bench, lengths: Iterable[int], max_tokens: int = 10) -> None:
@@ -55,6 +55,70 @@ def test_the_next_plan_leaves_before_the_result_of_the_last() -> None:
     bench.answer()
     assert bench.core.stale_rows == 0
     assert bench.clients[1].answer == bench.clients[1].expected()
+
+
+def drafts(step: Step | None) -> dict[int, int]:
+    """request number → how many tokens may be guessed."""
+    assert step is not None
+    return {row.request.request_no: row.drafts for row in step.rows}
+
+
+def test_what_decodes_leave_of_the_budget_may_be_guessed() -> None:
+    bench = bench_of(token_budget=8, most_drafts=5)
+    submit_all(bench, [3, 3], max_tokens=30)
+    assert drafts(bench.plan()) == {1: 0, 2: 0}
+    assert drafts(bench.plan()) == {1: 3, 2: 3}
+    bench.submit(numbers(9, 30), 5)
+    bench.answer()
+    bench.answer()
+    assert drafts(bench.plan()) == {1: 0, 2: 0, 3: 0}
+    bench.run()
+
+
+def test_where_guesses_are_in_flight_the_next_row_starts_at_the_last_token_whichever_that_is() -> None:
+    bench = bench_of(token_budget=8, most_drafts=3)
+    submit_all(bench, [3], max_tokens=30)
+    bench.plan()
+    bench.answer()
+    step = bench.plan()
+    assert (rows(step), drafts(step)) == ({1: (4 - 1, 1, True)}, {1: 3})
+    step = bench.plan()
+    assert (rows(step), drafts(step)) == ({1: (-1, 1, True)}, {1: 3})
+    assert bench.request(1).virtual == 4 + 2 * 4
+    bench.answer()
+    bench.answer()
+    assert (bench.request(1).pending, bench.request(1).drafted) == (0, 0)
+    assert bench.request(1).planned == bench.request(1).known - 1
+    bench.run()
+
+
+def test_no_more_is_guessed_than_a_request_may_have() -> None:
+    bench = bench_of(most_drafts=5)
+    submit_all(bench, [3], max_tokens=6)
+    bench.plan()
+    bench.answer()
+    assert drafts(bench.plan()) == {1: 4}
+    assert bench.plan() is None, "the one in flight may bring all that is left"
+    bench.run()
+    assert bench.clients[1].answer == bench.clients[1].expected()
+
+
+def test_nothing_is_guessed_where_draws_depend_on_the_draws_before_them() -> None:
+    bench = bench_of(token_budget=64, most_drafts=5)
+    bench.submit(numbers(1, 3), 20, allowed_ids=(1, 2, 3))
+    bench.submit(numbers(2, 3), 20)
+    bench.plan()
+    assert drafts(bench.plan()) == {1: 0, 2: 5}
+    bench.run()
+
+
+def test_guesses_take_no_block_that_somebody_who_runs_may_need() -> None:
+    bench = bench_of(num_blocks=4, token_budget=64, most_drafts=9, block_size=4, instance_num=1)
+    submit_all(bench, [6], max_tokens=9)
+    bench.plan()
+    assert drafts(bench.plan()) == {1: 4 - 1 + 2}
+    assert bench.core.pool.available == 1
+    bench.run()
 
 
 def test_decodes_come_first_and_prompts_fill_the_rest() -> None:

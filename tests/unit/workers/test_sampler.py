@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from shoal.messages import Sampling
-from shoal.workers.sampler import Drawn, Sampler, SamplerRow
+from shoal.workers.sampler import NOT_KEPT, Drawn, Sampler, SamplerRow
 
 VOCABULARY = 97
 
@@ -179,6 +180,45 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     assert [sample_one(logits[i], rows[i]) for i in range(26)] == together
     order = torch.randperm(26).tolist()
     assert Sampler().sample(logits[order], [rows[i] for i in order]) == [together[i] for i in order]
+
+
+def test_guessed_positions_draw_what_one_after_the_other_draws() -> None:
+    """With what was drawn before as the guesses, the last of them spoilt for every second row."""
+    plain = mixed_rows(26)
+    guessing = deepcopy(plain)
+    logits = torch.randn(26, 4, VOCABULARY) * 2
+    logits[5, 2, 8] = float("nan")
+    expected = [[sample_and_observe(logits[i, at], plain[i]) for at in range(4)] for i in range(26)]
+    guesses = [[max(0, drawn.id) for drawn in answer[:3]] for answer in expected]
+    for guess in guesses[::2]:
+        guess[2] = (guess[2] + 1) % VOCABULARY
+    found = Sampler().sample(logits.clone().flatten(0, 1), guessing, guesses)
+    for i, answer in enumerate(expected):
+        right = 4 if i % 2 else 3
+        if i == 5:
+            right = 3
+            assert answer[2] == Drawn(-1, None)
+        kept = found[4 * i : 4 * i + 4]
+        assert kept == answer[:right] + [Drawn(NOT_KEPT, None)] * (4 - right), i
+
+
+def test_rows_with_and_without_guesses_go_together() -> None:
+    logits = torch.full((4, VOCABULARY), -1.0)
+    for place, best in enumerate((5, 6, 7, 8)):
+        logits[place, best] = 3.0
+    drawn = Sampler().sample(logits, [row(), row(), row()], [[], [9], []])
+    assert [token.id for token in drawn] == [5, 6, NOT_KEPT, 8]
+
+
+def test_nothing_can_be_guessed_for_a_constrained_row() -> None:
+    with pytest.raises(ValueError, match="constraints"):
+        Sampler().sample(torch.zeros(2, VOCABULARY), [row(allowed_ids=(4, 5))], [[4]])
+
+
+def sample_and_observe(logits: torch.Tensor, state: SamplerRow) -> Drawn:
+    drawn = sample_one(logits, state)
+    state.observe(drawn.id)
+    return drawn
 
 
 def test_broken_logits_harm_their_own_row_only() -> None:

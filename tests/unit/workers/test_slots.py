@@ -10,6 +10,8 @@ from msgspec.structs import replace
 
 from shoal.messages import Sampling, Seat, StepPlan
 from shoal.wire import pack_ids, unpack_ids
+from shoal.workers.drafts import Drafter
+from shoal.workers.sampler import NOT_KEPT
 from shoal.workers.slots import PlanInvalid, SlotTable
 
 VOCAB, BLOCK, BLOCKS, SESSION = 97, 4, 64, 40
@@ -96,18 +98,57 @@ def test_random_steps_give_the_arrays_of_a_plain_model() -> None:
         ]
         sampled = planned.slots[planned.samples]
         ids = np.array([rng.randrange(VOCAB) for _ in sampled], np.int32)
-        slots.append(sampled, ids)
+        kept = slots.append(planned, ids)
+        assert [each.tolist() for each in kept] == [sampled.tolist(), ids.tolist()]
         for slot, token_id in zip(sampled.tolist(), ids.tolist(), strict=True):
             plain[slot].tokens.append(token_id)
 
 
 def test_prompt_and_generated_tokens_stay_apart_in_the_sampler() -> None:
     slots = table()
-    slots.apply(plan([(2, 0, 5, True, [3, 4])], admit=(seat(2, [1, 2, 3], [4, 5]),)))
+    rows = slots.apply(plan([(2, 0, 5, True, [3, 4])], admit=(seat(2, [1, 2, 3], [4, 5]),)))
     [sampler] = slots.samplers(np.array([2], np.int32))
     assert sampler.position == 2
-    slots.append(np.array([2], np.int32), np.array([6], np.int32))
+    slots.append(rows, np.array([6], np.int32))
     assert sampler.position == 3
+
+
+def test_guesses_are_computed_behind_the_last_token_and_the_wrong_ones_forgotten() -> None:
+    drafter = Drafter(1e9)
+    slots = SlotTable(5, SESSION, BLOCKS, BLOCK, VOCAB, sampling=True, drafter=drafter)
+    seats = (seat(1, [7, 8, 9, 7, 8]), seat(3, [1, 2]), seat(4, [5, 6, 5]))
+    rows = slots.apply(
+        plan(
+            [(1, 0, 5, True, [0, 1]), (3, 0, 2, True, [2]), (4, 0, 3, True, [3])],
+            admit=seats,
+        )
+    )
+    slots.append(rows, np.array([9, 3, 6], np.int32))
+    # The first goes on 9 7 8 9 …, the second has seen nothing twice, the third may have no more than two guesses.
+    again = [(1, -1, 1, True, [4]), (3, 2, 1, True, []), (4, -1, 1, True, [5])]
+    rows = slots.apply(plan(again, drafts=pack_ids([4, 0, 2])))
+    inputs = slots.inputs(rows)
+    assert rows.counts.tolist() == [5, 1, 3]
+    assert inputs.token_ids.tolist() == [9, 7, 8, 9, 7, 3, 6, 5, 6]
+    assert inputs.positions.tolist() == [5, 6, 7, 8, 9, 2, 3, 4, 5]
+    assert inputs.context_lens.tolist() == [10, 3, 6]
+    assert inputs.sample_indices.tolist() == list(range(9))
+    drawn = np.array([7, 8, 1, NOT_KEPT, NOT_KEPT, 4, 5, 6, 5], np.int32)
+    kept_slots, kept_ids = slots.append(rows, drawn)
+    assert kept_slots.tolist() == [1, 1, 1, 3, 4, 4, 4]
+    assert kept_ids.tolist() == [7, 8, 1, 4, 5, 6, 5]
+    assert [sampler.position for sampler in slots.samplers(np.array([1, 3, 4], np.int32))] == [4, 2, 4]
+    rows = slots.apply(plan([(1, 8, 1, True, []), (3, 3, 1, True, []), (4, 6, 1, True, [])]))
+    inputs = slots.inputs(rows)
+    assert inputs.token_ids.tolist() == [1, 4, 5]
+    assert inputs.positions.tolist() == [8, 3, 6]
+
+
+def test_without_a_drafter_a_plan_that_allows_guesses_is_computed_without() -> None:
+    slots = table()
+    slots.append(slots.apply(GOOD), np.array([3], np.int32))
+    rows = slots.apply(plan([(0, -1, 1, True, [2])], drafts=pack_ids([4])))
+    assert (rows.starts.tolist(), rows.counts.tolist(), rows.guessed.tolist()) == ([3], [1], [0])
 
 
 GOOD = plan([(0, 0, 3, True, [1])], admit=(seat(0, [1, 2, 3]),))
@@ -133,6 +174,15 @@ GOOD = plan([(0, 0, 3, True, [1])], admit=(seat(0, [1, 2, 3]),))
         ({"new_blocks": pack_ids([1, 2])}, "do not match"),
         ({"new_blocks": b"", "block_counts": pack_ids([0])}, "past its block table"),
         ({"new_blocks": pack_ids(range(11)), "block_counts": pack_ids([11])}, "more blocks"),
+        ({"drafts": pack_ids([1])}, "only a row that decodes"),
+        ({"drafts": pack_ids([0, 0])}, "differ in length"),
+        (
+            {"starts": pack_ids([2]), "counts": pack_ids([1]), "drafts": pack_ids([-1])},
+            "only a row that decodes",
+        ),
+        ({"starts": pack_ids([2]), "counts": pack_ids([1]), "drafts": pack_ids([SESSION])}, "session length"),
+        ({"starts": pack_ids([2]), "counts": pack_ids([1]), "drafts": pack_ids([2])}, "past its block table"),
+        ({"starts": pack_ids([-2])}, "known tokens"),
     ],
 )
 def test_a_plan_that_contradicts_the_slots_is_refused(change: dict[str, Any], says: str) -> None:
