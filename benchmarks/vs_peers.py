@@ -78,7 +78,11 @@ def compare(name: str, arguments: argparse.Namespace, limits: ceilings.Ceilings 
     """All rounds on one model, and their table."""
     cache = arguments.cache
     gguf = models.gguf_file(name, cache, lambda: arguments.llama or llama_cpp.programs(cache))
-    text_ids = load_tokenizer(str(gguf)).encode(text.public_text(cache)) if arguments.prompts == "text" else []
+    text_ids = (
+        load_tokenizer(str(gguf)).encode(text.public_text(cache), add_special=False)
+        if arguments.prompts == "text"
+        else []
+    )
     results = Results()
     with chosen_servers(gguf, arguments) as servers:
         for number in range(arguments.rounds):

@@ -53,17 +53,15 @@ class BackgroundConsole(Console):
         self._send(line=line)
 
     def ready(self, text: str) -> None:
-        self._end(0, text)
-
-    def failed(self, cause: str) -> None:
-        self.relay(f"error: {cause}\n".encode())
-        self._end(1, cause)
-
-    def _end(self, code: int, text: str) -> None:
         if self._channel >= 0:
-            self._send(code=code, text=text)
+            self._send(code=0, text=text)
             os.close(self._channel)
             self._channel = -1
+
+    def failed(self, cause: str) -> None:
+        """The channel stays open up to the end of this process: who waits may start another at once."""
+        self.relay(f"error: {cause}\n".encode())
+        self._send(code=1, text=cause)
 
     def _send(self, **message: Any) -> None:
         if self._channel < 0:
