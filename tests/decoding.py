@@ -28,6 +28,23 @@ from shoal.workers.parallel import Group, SoloGroup, split
 from shoal.workers.weights.places import HostPlace
 from shoal.workers.weights.source import open_source
 
+SMALL_LLAMA = ModelDescription(
+    family="llama",
+    vocab_size=149,
+    hidden_size=44,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    ffn_size=77,
+    max_position=64,
+    norm_eps=1e-5,
+    rope=Rope(dim=6),
+    layer_windows=(0, 0),
+    attention_scale=0.4,
+)
+"""Odd sizes."""
+
 
 def rich(plain: ModelDescription) -> ModelDescription:
     """The same with all that Gemma adds; head_dim and the number of layers, 3, stay."""

@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from decoding import load_whole, random_checkpoint
+from decoding import SMALL_LLAMA, load_whole, random_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from shoal.checkpoint.description import ModelDescription, Rope
 from shoal.messages import Sampling, Seat, StepPlan, StepResult, TokenLogprob
 from shoal.wire import pack_ids, unpack_ids
 from shoal.workers.decoder import Decoder
@@ -95,21 +95,7 @@ def test_a_level_whose_rows_all_cost_the_same_guesses_nothing() -> None:
 
 
 BLOCK, SESSION, SLOTS = 4, 48, 5
-MODEL = ModelDescription(
-    family="llama",
-    vocab_size=31,
-    hidden_size=44,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    ffn_size=77,
-    max_position=64,
-    norm_eps=1e-5,
-    rope=Rope(dim=6),
-    layer_windows=(0, 0),
-    attention_scale=0.4,
-)
+MODEL = replace(SMALL_LLAMA, vocab_size=31)
 SAMPLINGS = [
     Sampling(seed=1, temperature=0.0, logprobs=2),
     Sampling(seed=2, temperature=1.3, top_k=9),

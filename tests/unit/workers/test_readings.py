@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoding import Driver, Sequence, load_whole, random_checkpoint
+from decoding import SMALL_LLAMA, Driver, Sequence, load_whole, random_checkpoint
+from msgspec.structs import replace
 
-from shoal.checkpoint.description import ModelDescription, Rope
 from shoal.messages import Pooling, Sampling, Seat, StepPlan, StepResult, TokenLogprob
 from shoal.wire import pack_ids, unpack_ids
 from shoal.workers import readings
@@ -19,22 +19,7 @@ from shoal.workers.runner import Runner
 from shoal.workers.slots import PlanInvalid, SlotTable
 
 BLOCK, BLOCKS, SESSION, SLOTS = 4, 64, 48, 5
-MODEL = ModelDescription(
-    family="llama",
-    vocab_size=149,
-    hidden_size=44,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    ffn_size=77,
-    max_position=64,
-    norm_eps=1e-5,
-    rope=Rope(dim=6),
-    layer_windows=(0, 0),
-    attention_scale=0.4,
-    logit_soft_cap=5.0,
-)
+MODEL = replace(SMALL_LLAMA, logit_soft_cap=5.0)
 PARAMETERS = load_whole(random_checkpoint(MODEL, random.randrange(1 << 30)), MODEL)
 
 
