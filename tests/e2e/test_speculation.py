@@ -47,8 +47,8 @@ def test_answers_are_the_same_with_guesses_and_without(tp: int) -> None:
         assert answers(guessing, 1) == expected
         counted = metrics(guessing)
         assert answers(guessing, len(REQUESTS)) == expected
-    assert 100 < counted[RIGHT] <= counted[GUESSED]
-    assert counted["shoal:steps_total"] < counted["shoal:generation_tokens_total"] - 50
+    assert 20 < counted[RIGHT] <= counted[GUESSED]
+    assert counted["shoal:steps_total"] < counted["shoal:generation_tokens_total"] - 20
 
 
 def test_a_stream_gives_the_tokens_of_a_step_in_one_event_and_all_of_them() -> None:
