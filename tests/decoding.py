@@ -212,9 +212,10 @@ def load_whole(
     tp: int = 1,
     rank: int = 0,
     dtype: torch.dtype = torch.float32,
+    quantization: Quantization = "auto",
 ) -> Parameters[HostWeight]:
     shard = split(description, tp, rank)
-    return load_parameters(source, description, shard, HostPlace(dtype), lambda done, total: None)
+    return load_parameters(source, description, shard, HostPlace(dtype), lambda done, total: None, quantization)
 
 
 def load_file_or_folder(

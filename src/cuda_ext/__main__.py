@@ -8,10 +8,12 @@ from shoal.cuda_ext import cuda_binding
 from shoal.cuda_ext.binding import OPERATORS, CpuLibrary, library, library_path
 from shoal.errors import StartError
 
-WITHOUT_TWIN = {"pack_weight", "pack_quantised", "linear_quantised"}
+WITHOUT_TWIN = {"pack_weight", "pack_quantised", "linear_quantised", "gated_linear"}
 """They serve layouts that only compiled operators read: torch takes plain weights."""
-WITHOUT_TILES = {"quantise", "linear_quantised"}
-"""They multiply integers."""
+WITHOUT_TILES = {"quantise"}
+"""It makes integers of activations."""
+WITH_TILES_ALONE = {"gated_linear"}
+"""It makes tiles of activations."""
 
 
 def main() -> int:
@@ -58,6 +60,8 @@ def _runs_on(operator: str, compiled: CpuLibrary | None) -> str:
     if compiled is not None:
         if compiled.has_tiles and operator in WITHOUT_TILES:
             return f"not used: at {compiled.level} linear takes integer weights"
+        if not compiled.has_tiles and operator in WITH_TILES_ALONE:
+            return f"not used: {compiled.level} has no tiles"
         return f"compiled, {compiled.level}"
     return "not used" if operator in WITHOUT_TWIN else f"torch {torch.__version__} reference"
 

@@ -38,6 +38,9 @@ OPERATORS = {
         "q_token_stride q_head_stride window cache_dtype .scale .soft_cap"
     ),
     "gated_activation": "*out *quantised *gate_up rows dim row_stride kind",
+    "gated_linear": (
+        "*out *x *gate *up *gate_bias *up_bias rows inputs outputs row_stride kind bits group has_offset"
+    ),
     "pack_weight": "*panels *weight rows words row_stride",
     "linear": "*out *x *panels *bias rows inputs outputs row_stride out_stride dtype bits group has_offset",
     "quantise": "*quantised *x rows inputs row_stride",

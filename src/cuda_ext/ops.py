@@ -20,7 +20,7 @@ from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.checks import is_vector, require
 from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.cuda_ext.program import Count, Program, Value, no_twin
-from shoal.cuda_ext.quantised import QuantisedRows, QuantisedWeight
+from shoal.cuda_ext.quantised import GROUP, QuantisedRows, QuantisedWeight, TileRows
 from shoal.cuda_ext.shared_region import SharedRegion
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -32,20 +32,26 @@ ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Rows as floats [rows, columns], as integers, or both: what the operators that read them need."""
+    """Rows as floats [rows, columns], as integers, or both: what the operators that read them need. ``tiles`` are those
+    of ``gated_linear``."""
 
     plain: Tensor | None
     quantised: QuantisedRows | None = None
+    tiles: TileRows | None = None
 
     @property
     def rows(self) -> int:
         """How many the buffers have."""
+        if self.tiles is not None:
+            return self.tiles.rows
         held = self.plain if self.plain is not None else self._quantised.storage
         return held.shape[0]
 
     @property
     def columns(self) -> int:
         """Elements of a row."""
+        if self.tiles is not None:
+            return self.tiles.columns
         return self.plain.shape[1] if self.plain is not None else self._quantised.columns
 
     @property
@@ -297,7 +303,7 @@ def linear(
     rows: Count | None = None,
 ) -> None:
     """out: float32 [rows, rows of weight], maybe columns of a wider matrix; bias: float32. Weights that
-    ``reads_quantised`` names read ``x.quantised``, the others ``x.plain``.
+    ``reads_quantised`` names read ``x.quantised``, the others ``x.plain``, or ``x.tiles`` where there are such.
 
     Each result is one chain of fused multiply-adds over the columns, or over their groups: the same to the bit at any
     number of rows and threads, and at any level without tiles. Where no library was built it is torch's product, which
@@ -309,7 +315,7 @@ def linear(
     require(outputs == weight.rows, "linear: out does not fit the weight")
     require(x.columns == weight.columns and x.rows >= rows.most, "linear: x does not fit the weight and out")
     require(bias is None or is_vector(bias, torch.float32, outputs), "linear: bias is not float32 [out]")
-    if reads_quantised(weight):
+    if isinstance(weight, QuantisedWeight) and (x.tiles is not None or reads_quantised(weight)):
         _linear_quantised(program, out, x, weight, bias, rows)
         return
     plain = x.plain
@@ -332,6 +338,42 @@ def reads_quantised(weight: PackedWeight | QuantisedWeight) -> TypeGuard[Quantis
     return isinstance(weight, QuantisedWeight) and not (compiled is not None and compiled.has_tiles)
 
 
+def gates_in_product(gate_up: QuantisedWeight | PackedWeight, down: QuantisedWeight | PackedWeight) -> bool:
+    """Whether ``gated_linear`` takes the halves of ``gate_up`` and makes what ``linear`` with ``down`` reads."""
+    compiled = library()
+    integers = isinstance(gate_up, QuantisedWeight) and isinstance(down, QuantisedWeight)
+    return integers and compiled is not None and compiled.has_tiles and gate_up.rows % (2 * GROUP) == 0
+
+
+def gated_linear(
+    program: Program,
+    out: TileRows,
+    x: Tensor,
+    weight: QuantisedWeight,
+    bias: Tensor | None,
+    kind: Activation,
+    rows: Count | None = None,
+) -> None:
+    """out: activation(gate) · up of x · weightᵀ + bias, whose first half of columns are the gates, as bfloat16; x:
+    float32 [rows, columns of weight]. The values are those of ``linear`` and ``gated_activation``, to the bit, rounded.
+    For levels with tiles: ``gates_in_product``."""
+    most, columns = x.shape
+    rows = _counted(rows, most)
+    gate, up = weight.halves()
+    require(x.dtype == torch.float32 and x.stride(1) == 1, "gated_linear: x is not float32 rows")
+    require(columns == weight.columns, "gated_linear: x does not fit the weight")
+    require(gate.rows % GROUP == 0, f"gated_linear: {gate.rows} gates are not groups of {GROUP}")
+    require(out.columns == gate.rows and out.rows >= most, "gated_linear: out does not fit the weight and x")
+    require(
+        bias is None or is_vector(bias, torch.float32, weight.rows), "gated_linear: bias is not float32 [out]"
+    )
+    biases = (None, None) if bias is None else bias.chunk(2)
+    form = weight.format
+    sizes: list[Value] = [rows, columns, gate.rows, x.stride(0), ACTIVATIONS[kind]]
+    pointers = [out.storage, x, gate.storage, up.storage, *biases]
+    program.add("gated_linear", [*pointers, *sizes, form.bits, form.group, form.has_offset], no_twin)
+
+
 def _kind(weight: PackedWeight | QuantisedWeight) -> list[Value]:
     """dtype, or bits, group and whether there are offsets."""
     if isinstance(weight, QuantisedWeight):
@@ -348,11 +390,12 @@ def _linear_quantised(
     bias: Tensor | None,
     rows: Count,
 ) -> None:
-    if x.quantised is None:
+    held = x.quantised if reads_quantised(weight) else x.tiles
+    if held is None:
         raise ValueError("linear: a quantised weight needs quantised x")
     form = weight.format
     sizes: list[Value] = [rows, x.columns, weight.rows, out.stride(0), form.bits, form.group, form.has_offset]
-    program.add("linear_quantised", [out, x.quantised.storage, weight.storage, bias, *sizes], no_twin)
+    program.add("linear_quantised", [out, held.storage, weight.storage, bias, *sizes], no_twin)
 
 
 def embed(

@@ -129,6 +129,16 @@ class QuantisedWeight:
         storage = allocate((panels, form.groups(columns), form.block_bytes), torch.uint8)
         return cls(storage, rows, columns, form)
 
+    def halves(self) -> "tuple[QuantisedWeight, QuantisedWeight]":
+        """The first rows and as many behind them, where each half is whole panels; they share this one's memory."""
+        rows, panels = self.rows // 2, self.rows // 2 // PANEL
+        if panels * 2 * PANEL != self.rows:
+            raise ValueError(f"{self.rows} rows have no halves of whole panels")
+        return (
+            QuantisedWeight(self.storage[:panels], rows, self.columns, self.format),
+            QuantisedWeight(self.storage[panels:], rows, self.columns, self.format),
+        )
+
     def write(self, first_row: int, groups: QuantisedGroups) -> None:
         """The rows from ``first_row`` on, a multiple of 16."""
         form = self.format
@@ -171,6 +181,32 @@ def pack_quantised(groups: QuantisedGroups, columns: int) -> QuantisedWeight:
     packed = QuantisedWeight.empty(groups.rows, columns, groups.format)
     packed.write(0, groups)
     return packed
+
+
+@dataclass(frozen=True, slots=True)
+class TileRows:
+    """Activations [rows, columns] in bfloat16 as tiles of AMX take them, 16 rows at a time: bfloat16 [tiles, strips of
+    32 columns, 16 pairs of columns, 16 rows, 2]; of a single row the pairs of a strip follow each other."""
+
+    storage: Tensor
+    columns: int
+
+    @classmethod
+    def empty(cls, rows: int, columns: int) -> "TileRows":
+        """Zeros, for up to so many rows."""
+        strips = -(-columns // GROUP)
+        return cls(torch.zeros(-(-rows // PANEL), strips, PANEL, PANEL, 2, dtype=torch.bfloat16), columns)
+
+    @property
+    def rows(self) -> int:
+        """How many there is room for."""
+        return self.storage.shape[0] * PANEL
+
+    def widen(self, rows: int) -> Tensor:
+        """float32 [rows, columns] of what was written as so many rows, for tests."""
+        if rows == 1:
+            return self.storage[0].flatten(1)[:, :GROUP].reshape(1, -1)[:, : self.columns].float()
+        return self.storage.permute(0, 3, 1, 2, 4).reshape(self.rows, -1)[:rows, : self.columns].float()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ One table: an operator's schema, the empty result for its arguments, and how it 
 implementation for the CPU is a program of that one operator; the fake one, for tensors without data, is the empty
 result alone. A weight is the storage of its ``PackedWeight`` or ``QuantisedWeight``. Activations are given as floats;
 ``quantise`` makes the integers that ``linear_quantised`` takes; with tiles ``linear`` takes quantised weights as well,
-and ``linear_quantised`` takes none.
+and ``linear_quantised`` takes none. ``gated_linear``, whose rows only a ``Program`` hands on, is not here.
 """
 
 from collections.abc import Callable

@@ -15,7 +15,7 @@ from shoal.checkpoint.description import ModelDescription
 from shoal.cuda_ext import ops
 from shoal.cuda_ext.ops import Activations
 from shoal.cuda_ext.program import Count, Program
-from shoal.cuda_ext.quantised import QuantisedRows
+from shoal.cuda_ext.quantised import QuantisedRows, TileRows
 from shoal.workers.inputs import StepBuffers, StepInputs
 from shoal.workers.kv_cache import KVCache
 from shoal.workers.layers import AttentionParameters, FeedForwardParameters, HostWeight, Linear, Parameters
@@ -116,7 +116,7 @@ class _Pass:
         self._residual, self._delta = _zeros(most, width), _zeros(most, width)
         self._heads = _zeros(most, len(shard.q_heads) + 2 * len(shard.kv_heads), dim)
         self._mixed = _zeros(most, len(shard.q_heads), dim)
-        self._gate_up = _zeros(most, 2 * len(shard.ffn))
+        self._gate_up, self._gated = _zeros(most, 2 * len(shard.ffn)), TileRows.empty(most, len(shard.ffn))
         self._normed_q = _zeros(most, len(shard.q_heads), dim)
         self._normed_k = _zeros(most, len(shard.kv_heads), dim)
         self._activations: dict[tuple[int, bool, bool], Activations] = {}
@@ -199,9 +199,14 @@ class _Pass:
         return out
 
     def _feed_forward(self, hidden: Activations, parameters: FeedForwardParameters[HostWeight]) -> None:
+        kind = self._description.activation
+        if parameters.gates_in_product:
+            parameters.record_gated(self.program, self._gated, hidden, kind, self._rows)
+            self._finish(parameters.down, Activations(None, tiles=self._gated), parameters.post_norm)
+            return
         parameters.gate_up.record(self.program, self._gate_up, hidden, self._rows)
         gated = self._inputs_of(parameters.down)
-        ops.gated_activation(self.program, gated, self._gate_up, self._description.activation, self._rows)
+        ops.gated_activation(self.program, gated, self._gate_up, kind, self._rows)
         self._finish(parameters.down, gated, parameters.post_norm)
 
     def _finish(self, linear: Linear[HostWeight], x: Activations, post_norm: Tensor | None) -> None:

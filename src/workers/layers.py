@@ -12,7 +12,7 @@ from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.cuda_ext.ops import Activations
 from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.cuda_ext.program import Count, Program
-from shoal.cuda_ext.quantised import QuantisedWeight
+from shoal.cuda_ext.quantised import QuantisedWeight, TileRows
 
 HostWeight = PackedWeight | QuantisedWeight
 W = TypeVar("W", bound=PackedWeight | QuantisedWeight | CudaWeight)
@@ -73,6 +73,26 @@ class FeedForwardParameters(Generic[W]):
     gate_up: Linear[W]
     down: Linear[W]
     post_norm: Tensor | None
+
+    @property
+    def gates_in_product(self: "FeedForwardParameters[HostWeight]") -> bool:
+        """Whether one operator makes gates, ups and what ``down`` reads."""
+        parts = (*self.gate_up.parts, *self.down.parts)
+        return len(parts) == 2 and ops.gates_in_product(parts[0], parts[1])
+
+    def record_gated(
+        self: "FeedForwardParameters[HostWeight]",
+        program: Program,
+        out: TileRows,
+        x: Activations,
+        kind: ops.Activation,
+        rows: Count,
+    ) -> None:
+        """Appends that operator; out: for ``down``."""
+        weight = self.gate_up.parts[0]
+        assert isinstance(weight, QuantisedWeight)
+        assert x.plain is not None
+        ops.gated_linear(program, out, x.plain, weight, self.gate_up.bias, kind, rows)
 
 
 @dataclass(frozen=True, slots=True)

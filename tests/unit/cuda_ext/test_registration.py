@@ -15,8 +15,8 @@ from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat, pack_quantis
 Case = tuple[tuple[Any, ...], Callable[[], Any]]
 """An operator's arguments, and what its twin makes of clones of them: the result, or the arguments it changes."""
 
-NOT_REGISTERED = {"all_reduce", "gather_columns"}
-"""Operators that mean nothing outside of a rank."""
+NOT_REGISTERED = {"all_reduce", "gather_columns", "gated_linear"}
+"""Operators that mean nothing outside of a rank, or give what only one that is not registered takes."""
 
 FORM = WeightFormat(4, 32, True)
 

@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from shoal.checkpoint.description import ModelDescription, Rope
+from shoal.config import Quantization
+from shoal.cuda_ext import ops
+from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.program import Count, Program
 
 SEED = random.randrange(1 << 30)
@@ -100,6 +103,30 @@ def test_bfloat16_is_close_to_float32(description: ModelDescription) -> None:
     found = torch.cat([driver.logits([(sequence, count)]) for count in (LENGTH - 1, 1)])
     assert found.dtype == torch.float32
     assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
+
+
+@DESCRIPTIONS
+@pytest.mark.parametrize("quantization", ["w8", "w4"])
+def test_gates_in_the_product_change_nothing(
+    description: ModelDescription, quantization: Quantization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One operator for gates, ups and their product, or two: the same to the bit."""
+    compiled = library()
+    if compiled is None or not compiled.has_tiles:
+        pytest.skip("there are no tiles")
+    whole = replace(description, ffn_size=96)
+    parameters = load_whole(random_checkpoint(whole, SEED), whole, quantization=quantization)
+    assert all(layer.ffn.gates_in_product for layer in parameters.layers)
+    ids = prompt()
+
+    def run() -> Tensor:
+        driver, sequence = Driver(whole, parameters, LENGTH), Sequence(ids)
+        return torch.cat([driver.logits([(sequence, count)]) for count in (20, 1, 1, LENGTH - 22)])
+
+    found = run()
+    assert torch.equal(Driver(whole, parameters, LENGTH).logits([(Sequence(ids), LENGTH)]), found)
+    monkeypatch.setattr(ops, "gates_in_product", lambda *_: False)
+    assert torch.equal(run(), found)
 
 
 def test_windowed_layers_forget_and_local_rope_is_theirs_alone() -> None:

@@ -1,18 +1,12 @@
 // activation(gate) · up, where a row is the gates followed by the ups.
 #pragma once
 
+#include "activate.h"
 #include "quantise.h"
 #include "shoal_cpu.h"
 #include "vec.h"
 
 namespace {
-
-INLINE Vec silu(Vec x) { return x / (1.0f + exp_vec(-x)); }
-
-INLINE Vec gelu_tanh(Vec x) {
-    const Vec inner = 0.7978845608f * fma(0.044715f * x * x, x, x);
-    return 0.5f * x * (1.0f + tanh_vec(inner));
-}
 
 template <Vec (*Activate)(Vec)>
 void gated_activation_rows(const GatedActivationArgs& a, int64_t begin, int64_t end) {

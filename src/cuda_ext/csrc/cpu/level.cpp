@@ -23,6 +23,8 @@ extern const Level SHOAL_LEVEL = {
     linear,
     nullptr,
     nullptr,
+    nullptr,
+    nullptr,
     linear_quantised,
     quantise,
     kMostRows,

@@ -17,9 +17,12 @@ struct Level {
     void (*pack_weight)(const PackWeightArgs&, int64_t begin, int64_t end);  // panels
     void (*lay_tiles)(const LinearArgs&, const LinearTiles&, float* to, int64_t begin, int64_t end);
     void (*linear)(const LinearArgs&, const LinearTiles&, const LinearSpan&);
-    // All of linear with bfloat16 and with integer weights, on tiles; they return a status. Or null
+    // All of linear with bfloat16 and with integer weights, of linear_quantised with narrow rows and of gated_linear, on tiles;
+    // they return a status. Or null
     int (*linear_bf16)(const LinearArgs&);
     int (*linear_integers)(const LinearArgs&);
+    int (*linear_narrow)(const QuantisedLinearArgs&);
+    int (*gated_linear)(const GatedLinearArgs&);
     void (*linear_quantised)(const QuantisedLinearArgs&, const QuantisedSpan&);
     void (*quantise)(const QuantiseArgs&, int64_t begin, int64_t end);
     int64_t linear_rows;  // at most in a tile

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "gated_linear_amx.h"
 #include "level.h"
 #include "linear_amx.h"
 #include "linear_integers_amx.h"
@@ -23,6 +24,8 @@ struct NamedLevel {
 Level with_tiles(Level level) {
     level.linear_bf16 = linear_amx;
     level.linear_integers = linear_integers_amx;
+    level.linear_narrow = linear_narrow_amx;
+    level.gated_linear = gated_linear_amx;
     level.embed = level.embed_for_tiles;
     level.paged_attention = paged_attention_amx;
     return level;
@@ -139,6 +142,11 @@ EXPORT int shoal_gated_activation(const GatedActivationArgs* a) {
     parallel_ranges(a->rows, rows_a_thread(a->dim * 4),
                     [&](int64_t begin, int64_t end) { current_level().gated_activation(*a, begin, end); });
     return kOk;
+}
+
+EXPORT int shoal_gated_linear(const GatedLinearArgs* a) {
+    if (a->rows == 0) return kOk;
+    return current_level().gated_linear ? current_level().gated_linear(*a) : kOtherLayout;
 }
 
 EXPORT int shoal_embed(const EmbedArgs* a) {

@@ -5,5 +5,6 @@
 
 #include "shoal_cpu.h"
 
-// The launcher; returns a status.
+// Launchers; they return a status. The second one takes rows that gated_linear made bfloat16.
 int linear_integers_amx(const LinearArgs& a);
+int linear_narrow_amx(const QuantisedLinearArgs& a);

@@ -35,7 +35,7 @@ extern "C" {
 EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
     const QuantisedLinearArgs& a = *args;
     if (a.rows == 0 || a.outputs == 0) return kOk;
-    if (current_level().linear_integers) return kOtherLayout;
+    if (current_level().linear_narrow) return current_level().linear_narrow(a);
     const int64_t panels = (a.outputs + kPanel - 1) / kPanel;
     const int64_t groups = WeightFormat{a.bits, a.group, false}.groups(a.inputs);
     if (groups > kMostFactors) return kNoMemory;

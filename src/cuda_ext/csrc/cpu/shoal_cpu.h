@@ -106,13 +106,26 @@ struct QuantiseArgs {
     int64_t rows, inputs, row_stride;
 };
 
-// x: rows of quantise; panels: of pack_quantised; out: [rows, outputs], rows out_stride apart; bias: [outputs] or null
+// x: rows of quantise, or with tiles those of gated_linear; panels: of pack_quantised; out: [rows, outputs], rows out_stride
+// apart; bias: [outputs] or null
 struct QuantisedLinearArgs {
     float* out;
     void* x;
     const void* panels;
     const float* bias;
     int64_t rows, inputs, outputs, out_stride, bits, group, has_offset;
+};
+
+// gate, up: panels of pack_quantised of ``outputs`` outputs each, a multiple of 32; biases: [outputs] or null; out: rows in
+// bfloat16 as tiles of AMX take them, for linear_quantised. Levels with tiles alone have it.
+struct GatedLinearArgs {
+    void* out;
+    const float* x;
+    const void* gate;
+    const void* up;
+    const float* gate_bias;
+    const float* up_bias;
+    int64_t rows, inputs, outputs, row_stride, kind, bits, group, has_offset;
 };
 
 // codes: [rows, groups, group]; scales and offsets: half precision [rows, groups], offsets or null
