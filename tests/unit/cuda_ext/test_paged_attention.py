@@ -180,6 +180,23 @@ def test_results_do_not_depend_on_threads(fresh: torch.Generator, cache_dtype: t
         assert torch.equal(case.run(), expected)
 
 
+@pytest.mark.parametrize("window", [0, 40])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_decode_steps_of_many_sequences(fresh: torch.Generator, cache_dtype: torch.dtype, window: int) -> None:
+    """Several sequences are one item of work then, which asks for the next ones' keys while it computes."""
+    contexts = [*torch.randint(1, 90, (37,), generator=fresh).tolist(), 1, 64, 65, 300]
+    case = make_case(
+        fresh, [(1, context) for context in contexts], dim=64, cache_dtype=cache_dtype, window=window
+    )
+    assert_true(case)
+    expected = case.run()
+    for threads in (1, 2, 3):
+        eager.set_threads(threads)
+        assert torch.equal(case.run(), expected)
+    alone_in_batch = [alone(case, row, 0, 1).run() for row in range(len(contexts))]
+    assert torch.equal(torch.cat(alone_in_batch), expected)
+
+
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
 def test_nan_in_one_sequence_stays_there(fresh: torch.Generator, cache_dtype: torch.dtype) -> None:
     case = make_case(fresh, [(3, 40), (3, 40)], cache_dtype=cache_dtype)

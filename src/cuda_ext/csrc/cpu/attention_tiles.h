@@ -18,13 +18,13 @@ struct TileSpan {
 // Scores of the rows, and of those that share their tiles.
 template <typename Cache>
 INLINE void score_on_tiles(const TileSpan& span, const Cache* const* keys, const AttentionScratch& scratch,
-                           Ahead<Cache> ahead) {
+                           TilesAhead<Cache>& ahead) {
     const int64_t strips = span.dim / kStrip;
     const int64_t from = span.first / kPositions, to = (span.last + kPositions - 1) / kPositions;
     auto* turned = reinterpret_cast<Narrow*>(scratch.columns);  // [16 positions][strip][pair of elements][position]
     for (int64_t i = from; i < to; i++) {
-        for (int64_t j = 0; j < kPositions; j++) ahead.fetch(i * kPositions + j);
         for (int64_t strip = 0; strip < strips; strip++) {
+            ahead.go_on(kPositions * kKeysShare / strips);
             Vec v[kWidth];
             load_pairs(keys + i * kPositions, strip * kStrip, v);
             Narrow* words = turned + (i * strips + strip) * kStripWords;
@@ -43,13 +43,12 @@ INLINE void score_on_tiles(const TileSpan& span, const Cache* const* keys, const
 // are interleaved within 128 bits, so of each 32 sums the first 16 are those of elements 0 to 3, 8 to 11 and so on.
 template <typename Cache>
 INLINE void add_values_on_tiles(const TileSpan& span, const Cache* const* values, const AttentionScratch& scratch,
-                                int64_t bottom, int64_t stride, Ahead<Cache> ahead) {
+                                int64_t bottom, int64_t stride, TilesAhead<Cache>& ahead) {
     constexpr int64_t strips = kTile / kStrip, pairs = kStrip / 2;
     const int64_t from = span.first / kStrip, to = (span.last + kStrip - 1) / kStrip;
     auto* paired = reinterpret_cast<Narrow*>(scratch.values);  // [16 elements][strip][pair of positions][element]
     for (int64_t pair = from * pairs; pair < to * pairs; pair++) {
-        ahead.fetch(2 * pair);
-        ahead.fetch(2 * pair + 1);
+        ahead.go_on(2 * kValuesShare);
         for (int64_t d = 0; d < span.dim; d += kStrip) {
             const __m512i x = _mm512_loadu_si512(values[2 * pair] + d), y = _mm512_loadu_si512(values[2 * pair + 1] + d);
             Narrow* words = paired + (d / kWidth * strips * pairs + pair) * kStrip;

@@ -81,6 +81,7 @@ AttentionScratch carve(Carver& from, const AttentionArgs& a) {
 }
 
 constexpr int64_t kSpansAThread = 3;
+constexpr int64_t kItemsAThread = 4;  // so that a thread that is held up has less to do
 
 int attend_by_section(const AttentionArgs& a, const Work& work, int64_t scratch_bytes, char* memory) {
     static Arena span_memory, item_memory, part_memory;
@@ -133,11 +134,15 @@ extern "C" EXPORT int shoal_paged_attention(const AttentionArgs* args) {
     if (!spans && work.spans) return kNoMemory;
     list_spans(a, spans);
 
-    // The KV heads of one sequence's tokens, where there are enough of those.
+    // The KV heads of one sequence's tokens, where there are enough of those; of single tokens several sequences: what an
+    // item reads first it waits for.
     const int64_t together = work.spans / a.kv_heads < kSpansAThread * thread_count() ? 1 : a.kv_heads;
-    parallel_items(work.spans / together, worth_it, [&](int64_t item, int thread) {
+    const int64_t groups = work.spans / together, most = a.tokens == a.sequences ? kItemsAThread * thread_count() : groups;
+    const int64_t items = groups < most ? groups : most;
+    parallel_items(items, worth_it, [&](int64_t item, int thread) {
+        const int64_t first = cut(groups, item, items), last = cut(groups, item + 1, items);
         Carver mine(memory + thread * size.taken());
-        current_level().paged_attention(a, spans + item * together, together, carve(mine, a), false);
+        current_level().paged_attention(a, spans + first * together, (last - first) * together, carve(mine, a), false);
     });
     return kOk;
 }

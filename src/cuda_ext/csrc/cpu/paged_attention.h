@@ -8,28 +8,15 @@
 // rows, not on how a prompt was cut into chunks, not on the number of threads.
 #pragma once
 
-#include "attention_plan.h"
+#include "attention_walk.h"
 #include "shoal_cpu.h"
 #include "transpose.h"
 #include "vec.h"
 
 namespace {
 
-constexpr int64_t kLine = 64;  // bytes of a cache line
 constexpr int kRowsAtOnce = 6;
 constexpr int kVecsAtOnce = kWidth == 16 ? 4 : 2;  // 6 × 4 of 32 registers, or 6 × 2 of 16
-
-// Rows of the cache that are wanted soon. Blocks lie anywhere, so the processor does not foresee them.
-template <typename Cache>
-struct Ahead {
-    const Cache* const* rows;  // [kTile], or null
-    int64_t dim;
-    INLINE void fetch(int64_t j) const {
-        constexpr int64_t step = kLine / int64_t(sizeof(Cache));
-        if (rows)
-            for (int64_t i = 0; i < dim; i += step) __builtin_prefetch(rows[j] + i, 0, 2);
-    }
-};
 
 // --- keys: tile × dim → dim × tile ---
 
@@ -68,9 +55,9 @@ INLINE int64_t transpose_paired(const bf16* const* keys, int64_t dim, float* col
 
 template <typename Cache>
 void transpose_keys(const Cache* const* keys, int64_t first, int64_t last, int64_t dim, float* columns,
-                    Ahead<Cache> ahead) {
+                    TilesAhead<Cache>& ahead) {
     for (int64_t j = first / kWidth * kWidth; j < last; j += kWidth) {
-        for (int i = 0; i < kWidth; i++) ahead.fetch(j + i);
+        ahead.go_on(kWidth * kKeysShare);
         for (int64_t d = transpose_paired(keys + j, dim, columns + j); d < dim; d += kWidth)
             transpose_piece(keys + j, dim, d, columns + j);
     }
@@ -105,12 +92,12 @@ void score_rows(const float* q, const float* columns, int64_t dim, int64_t first
 
 template <int Rows, int Vecs, typename Value, typename Cache>
 INLINE void value_block(const float* weights, const Value* const* values, int64_t at, int64_t first, int64_t last,
-                        float* sums, int64_t stride, Ahead<Cache> ahead) {
+                        float* sums, int64_t stride, TilesAhead<Cache>* ahead) {
     Vec total[Rows][Vecs];
     for (int r = 0; r < Rows; r++)
         for (int v = 0; v < Vecs; v++) total[r][v] = load(sums + r * stride + at + v * kWidth);
     for (int64_t j = first; j < last; j++) {
-        if (at == 0) ahead.fetch(j);
+        if (at == 0 && ahead) ahead->go_on(kValuesShare);
         Vec value[Vecs];
         for (int v = 0; v < Vecs; v++) value[v] = load(values[j] + at + v * kWidth);
         for (int r = 0; r < Rows; r++) {
@@ -124,7 +111,7 @@ INLINE void value_block(const float* weights, const Value* const* values, int64_
 
 template <int Rows, typename Value, typename Cache>
 void value_rows(const float* weights, const Value* const* values, int64_t first, int64_t last, float* sums,
-                int64_t stride, Ahead<Cache> ahead) {
+                int64_t stride, TilesAhead<Cache>* ahead) {
     int64_t d = 0;
     for (; d + kVecsAtOnce * kWidth <= stride; d += kVecsAtOnce * kWidth)
         value_block<Rows, kVecsAtOnce>(weights, values, d, first, last, sums, stride, ahead);
@@ -133,7 +120,7 @@ void value_rows(const float* weights, const Value* const* values, int64_t first,
 
 template <int Rows, typename Value, typename Cache>
 void value_rows_of(int64_t rows, const float* weights, const Value* const* values, int64_t first, int64_t last,
-                   float* sums, int64_t stride, Ahead<Cache> ahead) {
+                   float* sums, int64_t stride, TilesAhead<Cache>* ahead) {
     if constexpr (Rows > 1)
         if (rows < Rows) return value_rows_of<Rows - 1>(rows, weights, values, first, last, sums, stride, ahead);
     value_rows<Rows>(weights, values, first, last, sums, stride, ahead);
@@ -158,24 +145,13 @@ namespace {
 // --- one item ---
 
 template <typename Cache>
-struct AttentionItem {
-    const AttentionArgs& a;
-    const AttentionSpan& span;
+struct AttentionItem : SpanView {
     AttentionScratch scratch;
     int64_t group = a.heads / a.kv_heads;
     int64_t rows = span.tokens * group;
     int64_t stride = round_up(a.dim, kWidth);  // of sums
-    int64_t first_position = a.context_lens[span.sequence] - a.query_starts[span.sequence + 1] + span.first_token;
-    struct TileRows {
-        const Cache* keys[kTile];
-        const Cache* values[kTile];
-    };
 
     INLINE int64_t position_of(int64_t row) const { return scratch.positions[row]; }
-    INLINE int64_t seen_from(int64_t position) const {
-        return a.window > 0 ? max_of(0, position - a.window + 1) : 0;
-    }
-
     INLINE bool is_whole() const { return span.parts == nullptr; }
 
     void start() {
@@ -216,38 +192,6 @@ struct AttentionItem {
             scratch.whole_peak[row] = peak;
             scratch.whole_total[row] = totals[row] * take[0] + scratch.whole_total[row] * keep[0];
         }
-    }
-
-    INLINE int64_t last_position() const { return first_position + span.tokens - 1; }
-
-    // The first position of the first tile that any row sees.
-    INLINE int64_t first_base() const {
-        return max_of(seen_from(first_position) / kTile * kTile, span.first_section * kSection);
-    }
-
-    // Where the tile's positions lie that any row sees; the other entries repeat the first one.
-    void find_rows(int64_t base, TileRows& tile) const {
-        const int64_t first = max_of(0, seen_from(first_position) - base);
-        const int64_t last = min_of(kTile, last_position() + 1 - base);
-        const int32_t* table = a.block_tables + span.sequence * a.table_stride;
-        const int64_t row = cache_row<Cache>(a.dim);
-        int64_t index = (base + first) / a.block_size, offset = (base + first) % a.block_size;
-        for (int64_t j = first; j < last; index++, offset = 0) {
-            const int64_t end = min_of(last, j + a.block_size - offset);
-            int64_t place = ((int64_t(table[index]) * a.kv_heads + span.kv_head) * a.block_size + offset) * row;
-            for (; j < end; j++, place += row) {
-                tile.keys[j] = static_cast<const Cache*>(a.k_cache) + place;
-                tile.values[j] = static_cast<const Cache*>(a.v_cache) + place;
-            }
-        }
-        const auto repeat = [&](int64_t begin, int64_t end) {
-            for (int64_t j = begin; j < end; j++) {
-                tile.keys[j] = tile.keys[first];
-                tile.values[j] = tile.values[first];
-            }
-        };
-        repeat(0, first);
-        repeat(last, kTile);
     }
 
     // A vector of scores as the softmax takes them.
@@ -335,18 +279,19 @@ struct AttentionItem {
 
     template <typename Value>
     void add_values(const Value* const* value_rows, int64_t base, int64_t begin, int64_t end,
-                    Ahead<Cache> ahead) {
+                    TilesAhead<Cache>& ahead) {
         for (int64_t row = begin; row < end; row += kRowsAtOnce) {
             const int64_t count = min_of(kRowsAtOnce, end - row);
             const int64_t first = max_of(0, seen_from(position_of(row)) - base);
             const int64_t last = min_of(kTile, position_of(row + count - 1) + 1 - base);
             value_rows_of<kRowsAtOnce>(count, scratch.scores + row * kTile, value_rows, first, last,
                                        scratch.sums + row * stride, stride,
-                                       row == begin ? ahead : Ahead<Cache>{nullptr, 0});
+                                       row == begin ? &ahead : nullptr);
         }
     }
 
-    void tile(int64_t base, const TileRows& here, const TileRows& next) {
+    void tile(int64_t base, TilesAhead<Cache>& tiles) {
+        const TileRows<Cache>& here = tiles.take();
         // Rows are in order of position, so those that see something of the tile are [begin, end).
         int64_t begin = 0, end = rows;
         while (begin < rows && position_of(begin) < base) begin++;
@@ -354,23 +299,25 @@ struct AttentionItem {
         if (begin == end) return;
         const int64_t first = max_of(0, seen_from(position_of(begin)) - base);
         const int64_t last = min_of(kTile, position_of(end - 1) + 1 - base);
-        const Ahead<Cache> values_ahead{here.values, a.dim}, keys_ahead{next.keys, a.dim};
         const auto weigh_rows = [&] {
-            for (int64_t row = begin; row < end; row++)
+            const int64_t share = (last - first) * kWeightsShare / (end - begin);
+            for (int64_t row = begin; row < end; row++) {
+                tiles.go_on(share);
                 weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
+            }
         };
 
 #if defined(__AMX_BF16__)
         if constexpr (kTiles)
             if (fits_tiles()) {
                 const TileSpan seen{a.dim, begin, end, first, last};
-                score_on_tiles(seen, here.keys, scratch, values_ahead);
+                score_on_tiles(seen, here.keys, scratch, tiles);
                 weigh_rows();
                 return add_values_on_tiles(seen, here.values, scratch, min_of(rows, round_up(end, kTileRows)), stride,
-                                           keys_ahead);
+                                           tiles);
             }
 #endif
-        transpose_keys(here.keys, first, last, a.dim, scratch.columns, values_ahead);
+        transpose_keys(here.keys, first, last, a.dim, scratch.columns, tiles);
         for (int64_t row = begin; row < end; row += kRowsAtOnce)
             score_rows_of<kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, scratch.columns,
                                        a.dim, first, last, scratch.scores + row * kTile);
@@ -378,9 +325,9 @@ struct AttentionItem {
         if constexpr (sizeof(Cache) > 1) {
             const bool read_often = sizeof(Cache) < sizeof(float) && end - begin > 2 * kRowsAtOnce;
             if (a.dim % kWidth == 0 && !read_often)
-                return add_values(here.values, base, begin, end, keys_ahead);
+                return add_values(here.values, base, begin, end, tiles);
         }
-        add_values(pad_values(here.values, first, last), base, begin, end, keys_ahead);
+        add_values(pad_values(here.values, first, last), base, begin, end, tiles);
     }
 
 #if defined(__AMX_BF16__)
@@ -414,26 +361,17 @@ struct AttentionItem {
         __builtin_memcpy(part + rows * (stride + 1), scratch.total, rows * sizeof(float));
     }
 
-    // after: what this thread does then, whose first keys are asked of the memory before; or null.
-    void run(const AttentionSpan* after) {
+    void run(TilesAhead<Cache>& tiles) {
         start();
-        const int64_t end = min_of(last_position() / kTile * kTile, span.last_section * kSection - kTile);
+        const int64_t end = last_base();
         int64_t base = first_base();
         if (base > end) return;
 #if defined(__AMX_BF16__)
         if (fits_tiles()) load_shapes(rows);
 #endif
-        TileRows tiles[2];
-        find_rows(base, tiles[0]);
         start_section();
-        for (int which = 0; base <= end; base += kTile, which ^= 1) {
-            if (base == end && after) {
-                const AttentionItem<Cache> next{a, *after, scratch};
-                next.find_rows(next.first_base(), tiles[which ^ 1]);
-            } else {
-                find_rows(min_of(base + kTile, end), tiles[which ^ 1]);
-            }
-            tile(base, tiles[which], tiles[which ^ 1]);
+        for (; base <= end; base += kTile) {
+            tile(base, tiles);
             if (base + kTile <= end && (base + kTile) % kSection) continue;
             if (is_whole())
                 add_section(scratch.sums, scratch.peak, scratch.total);
@@ -461,13 +399,12 @@ struct AttentionItem {
 template <typename Cache>
 void attend(const AttentionArgs& a, const AttentionSpan* spans, int64_t count, const AttentionScratch& scratch,
             bool merges) {
-    for (int64_t i = 0; i < count; i++) {
-        AttentionItem<Cache> item{a, spans[i], scratch};
-        if (merges)
-            item.merge();
-        else
-            item.run(i + 1 < count ? spans + i + 1 : nullptr);
+    if (merges) {
+        for (int64_t i = 0; i < count; i++) AttentionItem<Cache>{{a, spans[i]}, scratch}.merge();
+        return;
     }
+    TilesAhead<Cache> tiles(a, spans, count);
+    for (int64_t i = 0; i < count; i++) AttentionItem<Cache>{{a, spans[i]}, scratch}.run(tiles);
 }
 
 void paged_attention(const AttentionArgs& a, const AttentionSpan* spans, int64_t count,
