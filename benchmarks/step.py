@@ -37,7 +37,7 @@ from shoal.workers.weights.source import open_source
 _BLOCK_SIZE = 16
 _WARM_UP = 10
 _STEPS = 50
-_OPERATORS = ("linear_quantised", "linear", "paged_attention")
+_OPERATORS = ("linear_quantised", "linear", "gated_linear", "paged_attention")
 """With a column of their own."""
 
 
