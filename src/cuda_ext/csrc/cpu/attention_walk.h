@@ -95,7 +95,7 @@ class TilesAhead {
     }
 
   private:
-    static constexpr uint64_t kHeld = 8;
+    static constexpr uint64_t kHeld = 4;
 
     INLINE bool fetch_position() {
         if (position_ == tiles_[(found_ - 1) % kHeld].last && (found_ - taken_ == kHeld - 1 || !find())) return false;
