@@ -1,8 +1,9 @@
 """The plans in flight: step numbers, and which result answers which plan. Called by core.
 
-At most two plans are outstanding, so that a rank finds the next one waiting. Results come in order; one that
-answers no outstanding plan is dropped and counted. One that answers a plan with other rows than it asked for
-means that scheduler and ranks disagree about who sits where: that crew is lost.
+At most two plans are outstanding, so that a rank finds the next one waiting; where several sequences may have guesses,
+one: such a step is long beside the scheduler's turn, and who arrives meanwhile would wait for two. Results come in
+order; one that answers no outstanding plan is dropped and counted. One that answers a plan with other rows than it
+asked for means that scheduler and ranks disagree about who sits where: that crew is lost.
 """
 
 from collections import deque
@@ -14,6 +15,8 @@ from shoal.scheduler.request import Sampled
 from shoal.wire import unpack_ids
 
 DEPTH = 2
+_SEVERAL = 4
+"""Sequences with guesses whose step is not followed by another before its result."""
 
 
 class ResultMismatch(Exception):
@@ -48,7 +51,8 @@ class Pipeline:
     @property
     def has_room(self) -> bool:
         """Whether another plan may leave."""
-        return len(self._flights) < DEPTH
+        alone = any(flight.rows >= _SEVERAL and any(flight.drafts.values()) for flight in self._flights)
+        return not alone and len(self._flights) < DEPTH
 
     @property
     def oldest_sent_ns(self) -> int | None:

@@ -92,6 +92,19 @@ def test_where_guesses_are_in_flight_the_next_row_starts_at_the_last_token_which
     bench.run()
 
 
+@pytest.mark.parametrize(("prompts", "ahead"), [(3, True), (4, False)])
+def test_steps_with_guesses_for_several_are_not_planned_ahead(prompts: int, ahead: bool) -> None:
+    bench = bench_of(token_budget=64, most_drafts=3)
+    submit_all(bench, [3] * prompts, max_tokens=30)
+    bench.plan()
+    bench.answer()
+    assert set(drafts(bench.plan()).values()) == {3}
+    assert (bench.plan() is not None) == ahead
+    bench.answer()
+    assert bench.plan() is not None
+    bench.run()
+
+
 def test_no_more_is_guessed_than_a_request_may_have() -> None:
     bench = bench_of(most_drafts=5)
     submit_all(bench, [3], max_tokens=6)
