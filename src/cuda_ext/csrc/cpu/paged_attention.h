@@ -209,6 +209,48 @@ struct AttentionItem : SpanView {
             weigh_some(row, first, last);
     }
 
+    // weigh_all of kWidth rows, with the same results: what each does once, one vector does for all.
+    void weigh_rows_all(int64_t row) {
+        float* scores = scratch.scores + row * kTile;
+        constexpr int kVecs = kTile / kWidth;
+        Vec folded[kWidth];
+#pragma GCC unroll 16
+        for (int r = 0; r < kWidth; r++) {
+            Vec peaks = broadcast(-__builtin_inff());
+            for (int i = 0; i < kVecs; i++) {
+                const Vec s = score_at(scores + r * kTile, i * kWidth);
+                store(scores + r * kTile + i * kWidth, s);
+                peaks = max_vec(peaks, s);
+            }
+            folded[fold_place(r)] = peaks;
+        }
+        const Vec tile_peak = fold_rows(folded, [](Vec a, Vec b) { return a > b ? a : b; });
+        const Vec before = load(scratch.peak + row), peak = tile_peak > before ? tile_peak : before;
+        const Vec factor = exp_vec(before == peak ? Vec{} : before - peak);
+        float factors[kWidth];
+        store(factors, factor);
+        for (int r = 0; r < kWidth; r++) {
+            if (factors[r] == 1.0f) continue;
+            const Vec keep = broadcast(factors[r]);
+            float* sums = scratch.sums + (row + r) * stride;
+            for (int64_t d = 0; d < stride; d += kWidth) store(sums + d, load(sums + d) * keep);
+        }
+        store(scratch.peak + row, peak);
+#pragma GCC unroll 16
+        for (int r = 0; r < kWidth; r++) {
+            const Vec own = broadcast(scratch.peak[row + r]);
+            Vec total = {};
+            for (int i = 0; i < kVecs; i++) {
+                const Vec weight = exp_vec(load(scores + r * kTile + i * kWidth) - own);
+                store(scores + r * kTile + i * kWidth, weight);
+                total += weight;
+            }
+            folded[fold_place(r)] = total;
+        }
+        const Vec totals = fold_rows(folded, [](Vec a, Vec b) { return a + b; });
+        store(scratch.total + row, load(scratch.total + row) * factor + totals);
+    }
+
     void weigh_all(int64_t row) {
         float* scores = scratch.scores + row * kTile;
         constexpr int kVecs = kTile / kWidth;
@@ -290,6 +332,12 @@ struct AttentionItem : SpanView {
         }
     }
 
+    // Whether kWidth rows up to ``end`` see every position of a tile; rows are in order of position.
+    INLINE bool sees_all(int64_t row, int64_t base, int64_t end) const {
+        return row + kWidth <= end && position_of(row) + 1 - base >= kTile &&
+               seen_from(position_of(row + kWidth - 1)) <= base;
+    }
+
     void tile(int64_t base, TilesAhead<Cache>& tiles) {
         const TileRows<Cache>& here = tiles.take();
         // Rows are in order of position, so those that see something of the tile are [begin, end).
@@ -301,9 +349,16 @@ struct AttentionItem : SpanView {
         const int64_t last = min_of(kTile, position_of(end - 1) + 1 - base);
         const auto weigh_rows = [&] {
             const int64_t share = (last - first) * kWeightsShare / (end - begin);
-            for (int64_t row = begin; row < end; row++) {
+            for (int64_t row = begin; row < end;) {
+                if (sees_all(row, base, end)) {
+                    tiles.go_on(share * kWidth);
+                    weigh_rows_all(row);
+                    row += kWidth;
+                    continue;
+                }
                 tiles.go_on(share);
                 weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
+                row++;
             }
         };
 

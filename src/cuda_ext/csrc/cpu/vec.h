@@ -263,6 +263,47 @@ INLINE float max_of_lanes(Vec v) {
     return fold(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
+// Of two vectors in segments of 2 · Half lanes, the lower and the upper halves of all segments: those of the first vector,
+// then those of the second one.
+template <int Half>
+struct Halves {
+    int32_t lower[kWidth] = {}, upper[kWidth] = {};
+    constexpr Halves() {
+        constexpr int own = kWidth / (2 * Half);  // segments of a vector
+        for (int lane = 0; lane < kWidth; lane++) {
+            const int segment = lane / Half, vector = segment / own;
+            lower[lane] = vector * kWidth + segment % own * 2 * Half + lane % Half;
+            upper[lane] = lower[lane] + Half;
+        }
+    }
+};
+
+template <int Half, typename Join>
+INLINE void fold_halves(Vec (&v)[kWidth], Join join) {
+    static constexpr Halves<Half> halves;
+    IntVec lower, upper;
+    __builtin_memcpy(&lower, halves.lower, sizeof lower);
+    __builtin_memcpy(&upper, halves.upper, sizeof upper);
+#pragma GCC unroll 16
+    for (int i = 0; i < Half; i++)
+        v[i] = join(__builtin_shuffle(v[i], v[i + Half], lower), __builtin_shuffle(v[i], v[i + Half], upper));
+    if constexpr (Half > 1) fold_halves<Half / 2>(v, join);
+}
+
+// The place of each vector in fold_rows, so that its lane comes out where it should: its bits the other way round.
+constexpr int fold_place(int row) {
+    int place = 0;
+    for (int bit = 1; bit < kWidth; bit *= 2) place = 2 * place + (row & bit ? 1 : 0);
+    return place;
+}
+
+// Lane i: what fold gives for the vector that was put at fold_place(i). v is used up.
+template <typename Join>
+INLINE Vec fold_rows(Vec (&v)[kWidth], Join join) {
+    fold_halves<kWidth / 2>(v, join);
+    return v[0];
+}
+
 INLINE bool any_at_least(Vec v, float least) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask((__m512)v, (__m512)broadcast(least), _CMP_GE_OQ) != 0;
