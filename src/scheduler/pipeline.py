@@ -68,7 +68,7 @@ class Pipeline:
         """Numbers a step, remembers it as outstanding and returns it as a message."""
         self.last_step_id += 1
         drafts = {(row.slot, row.epoch): row.drafts for row in step.rows if row.samples}
-        self._flights.append(Flight(self.last_step_id, drafts, len(step.rows), _least_tokens(step), now_ns))
+        self._flights.append(Flight(self.last_step_id, drafts, len(step.rows), step.tokens, now_ns))
         return message(step, self.crew_epoch, self.last_step_id)
 
     def collect(self, result: StepResult) -> tuple[Flight, list[Sampled]] | None:
@@ -81,10 +81,6 @@ class Pipeline:
         rows = _rows(result, flight)
         self._flights.popleft()
         return flight, rows
-
-
-def _least_tokens(step: Step) -> int:
-    return sum(row.count for row in step.rows)
 
 
 def _rows(result: StepResult, flight: Flight) -> list[Sampled]:

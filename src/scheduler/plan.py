@@ -60,8 +60,8 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """The most tokens that are computed in this step."""
-        return sum(row.count + row.drafts for row in self.rows)
+        """Tokens computed in this step, guesses left out."""
+        return sum(row.count for row in self.rows)
 
 
 def plan(book: Book, pool: BlockPool, token_budget: int, most_drafts: int) -> Step | None:
@@ -158,11 +158,8 @@ class Sketch:
             room = blocks * self._size - request.planned
             drafts = min(most, spare, room, request.limit - request.virtual)
             if drafts > 0:
-                request.blocks += self._pool.take(max(0, self._missing(request, drafts)))
-                unsent = tuple(request.blocks[request.sent_blocks - len(row.new_blocks) :])
-                self._rows[request] = replace(row, new_blocks=unsent, drafts=drafts)
-                request.sent_blocks = len(request.blocks)
-                request.planned += drafts
+                blocks_too = row.new_blocks + self._extend(request, drafts)
+                self._rows[request] = replace(row, new_blocks=blocks_too, drafts=drafts)
                 request.drafted += drafts
 
     def close(self) -> Step | None:
@@ -229,24 +226,27 @@ class Sketch:
             self._make_room(request)
             room = (len(request.blocks) + self._pool.available) * self._size - request.planned
             count = min(count, room)
-            missing = self._missing(request, count)
         if count <= 0:
             return 0
-        blocks = self._pool.take(max(0, missing))
-        self._record(request, count, blocks)
+        self._record(request, count)
         return count
 
-    def _record(self, request: Request, count: int, blocks: list[int]) -> None:
-        request.blocks += blocks
-        unsent = tuple(request.blocks[request.sent_blocks :])
+    def _record(self, request: Request, count: int) -> None:
         samples = request.planned + count == request.virtual
         start = -1 if request.drafted else request.planned
-        self._rows[request] = Row(request, request.slot, request.epoch, start, count, samples, unsent)
-        request.sent_blocks = len(request.blocks)
+        blocks = self._extend(request, count)
+        self._rows[request] = Row(request, request.slot, request.epoch, start, count, samples, blocks)
         self._book.serve(request, count)
-        request.planned += count
         request.pending += samples
         self._left -= count
+
+    def _extend(self, request: Request, count: int) -> tuple[int, ...]:
+        """``count`` more tokens are planned, and blocks taken for them: those that the ranks have not been told of."""
+        request.blocks += self._pool.take(max(0, self._missing(request, count)))
+        unsent = tuple(request.blocks[request.sent_blocks :])
+        request.sent_blocks = len(request.blocks)
+        request.planned += count
+        return unsent
 
     def _missing(self, request: Request, count: int) -> int:
         return blocks_for(request.planned + count, self._size) - len(request.blocks)

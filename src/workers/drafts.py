@@ -63,8 +63,6 @@ class Drafter:
     def guess(self, tokens: Int32s, most: int, worth: float) -> Guess:
         """tokens: int32 [n], the sequence; at most ``most`` ids, each with a probability of at least ``worth``."""
         match, period = longest_match(tokens)
-        if not match:
-            return NO_GUESS
         count = min(most, self._count(match, worth))
         if count < 1:
             return NO_GUESS
@@ -85,7 +83,7 @@ class Drafter:
         chance = self._hits[match] / self._trials[match]
         if chance < max(worth, _LEAST_CHANCE):
             return 0
-        return MOST_POSITIONS if chance >= 1 else int(np.log(worth) / np.log(chance))
+        return int(np.log(worth) / np.log(chance))
 
 
 def longest_match(tokens: Int32s) -> tuple[int, int]:

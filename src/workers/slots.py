@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from shoal.messages import Seat, StepPlan
-from shoal.workers.drafts import MOST_POSITIONS, NO_GUESS, Drafter, Guess
+from shoal.workers.drafts import MOST_POSITIONS, Drafter, Guess
 from shoal.workers.grammar import GrammarThreads
 from shoal.workers.inputs import StepInputs
 from shoal.workers.readings import PromptReading, ScoredSpan
@@ -184,7 +184,9 @@ class SlotTable:
         for left, row in zip(range(len(candidates), 0, -1), candidates, strict=True):
             slot, most = int(rows.slots[row]), min(int(rows.drafts[row]), room // left)
             known = int(self._known[slot])
-            guess = drafter.guess(self._tokens[slot, :known], most, worth) if most > 0 else NO_GUESS
+            if most < 1:
+                continue
+            guess = drafter.guess(self._tokens[slot, :known], most, worth)
             if count := len(guess.ids):
                 self._tokens[slot, known : known + count] = guess.ids
                 rows.guesses[row] = guess

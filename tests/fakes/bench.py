@@ -171,7 +171,7 @@ class Bench:
         """The next plan leaves, if there is one."""
         step = self.core.plan()
         if step is not None:
-            assert step.tokens <= self.core.rules.token_budget
+            assert step.tokens + sum(row.drafts for row in step.rows) <= self.core.rules.token_budget
             self._see_seats(step)
             self.steps.append(step)
             self._sent.append(self.core.dispatch(step, self.now_ns))

@@ -4,6 +4,7 @@
 import eager
 import pytest
 import torch
+from integer_weights import FORMATS, random_groups
 from torch import Tensor
 
 from shoal.cuda_ext import ops, reference
@@ -11,33 +12,15 @@ from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.ops import Activation, Activations
 from shoal.cuda_ext.program import Count, Program
 from shoal.cuda_ext.quantised import (
-    QuantisedGroups,
     QuantisedWeight,
     TileRows,
     WeightFormat,
     pack_quantised,
 )
 
-FORMATS = [
-    WeightFormat(4, 32, True),
-    WeightFormat(4, 32, False),
-    WeightFormat(8, 32, True),
-    WeightFormat(8, 32, False),
-    WeightFormat(8, 16, True),
-    WeightFormat(8, 16, False),
-]
-
 
 def randn(fresh: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=fresh)
-
-
-def random_groups(fresh: torch.Generator, form: WeightFormat, outputs: int, inputs: int) -> QuantisedGroups:
-    groups = form.groups(inputs)
-    codes = torch.randint(0, 1 << form.bits, (outputs, groups, form.group), generator=fresh, dtype=torch.uint8)
-    scales = (randn(fresh, outputs, groups) * 0.01).half()
-    offsets = randn(fresh, outputs, groups).mul(0.1).half() if form.has_offset else None
-    return QuantisedGroups(codes, scales, offsets, form.bits)
 
 
 def weight_of(fresh: torch.Generator, form: WeightFormat, gates: int, inputs: int) -> QuantisedWeight:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import eager
 import pytest
 import torch
+from integer_weights import FORMATS, random_groups
 from torch import Tensor
 
 from shoal.cuda_ext import ops, reference
@@ -22,31 +23,12 @@ from shoal.cuda_ext.quantised import (
     quantise_weight,
 )
 
-FORMATS = [
-    WeightFormat(4, 32, True),
-    WeightFormat(4, 32, False),
-    WeightFormat(8, 32, True),
-    WeightFormat(8, 32, False),
-    WeightFormat(8, 16, True),
-    WeightFormat(8, 16, False),
-]
 SHAPES = [(1, 32), (16, 64), (23, 32), (129, 96), (100, 256), (40, 608), (320, 1088)]
 """(outputs, inputs)"""
 
 
 def randn(fresh: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=fresh)
-
-
-def random_groups(fresh: torch.Generator, form: WeightFormat, outputs: int, inputs: int) -> QuantisedGroups:
-    """Every code there is, the extreme ones too."""
-    groups = -(-inputs // form.group)
-    codes = torch.randint(0, 1 << form.bits, (outputs, groups, form.group), generator=fresh, dtype=torch.uint8)
-    codes[0] = 0
-    codes[-1] = (1 << form.bits) - 1
-    scales = (randn(fresh, outputs, groups) * 0.01).half()
-    offsets = randn(fresh, outputs, groups).mul(0.1).half() if form.has_offset else None
-    return QuantisedGroups(codes, scales, offsets, form.bits)
 
 
 def has_tiles() -> bool:

@@ -9,8 +9,9 @@ from decoding import SMALL_LLAMA, load_whole, random_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from plans import plan
 
-from shoal.messages import Sampling, Seat, StepPlan, StepResult, TokenLogprob
+from shoal.messages import Sampling, Seat, StepResult, TokenLogprob
 from shoal.wire import pack_ids, unpack_ids
 from shoal.workers.decoder import Decoder
 from shoal.workers.drafts import MOST_POSITIONS, NO_GUESS, Drafter, Guess, Int32s, free_rows, longest_match
@@ -178,21 +179,12 @@ class Rank:
         blocks: int = 0,
         admit: tuple[Seat, ...] = (),
     ) -> StepResult:
-        return self._runner.execute(
-            StepPlan(
-                crew_epoch=1,
-                step_id=1,
-                leave=b"",
-                admit=admit,
-                slots=pack_ids(slots),
-                starts=pack_ids(starts),
-                counts=pack_ids(counts),
-                samples=bytes([1]) * len(slots),
-                block_counts=pack_ids([blocks] * len(slots)),
-                new_blocks=pack_ids(range(blocks * len(slots))),
-                drafts=pack_ids([drafts] * len(slots)),
-            )
-        )
+        taken = list(range(blocks * len(slots)))
+        rows = [
+            (slot, start, count, True, taken[at * blocks : (at + 1) * blocks])
+            for at, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True))
+        ]
+        return self._runner.execute(plan(rows, admit=admit, drafts=pack_ids([drafts] * len(slots))))
 
 
 @pytest.mark.parametrize("drafts", [1, 4, 7])
@@ -222,19 +214,6 @@ def test_no_step_has_more_positions_than_tiles_take_at_once() -> None:
     drafter = Clairvoyant([[slot] * 40 for slot in range(SLOTS)], 1)
     slots = SlotTable(SLOTS, 200, 200, BLOCK, MODEL.vocab_size, sampling=False, drafter=drafter)
     seats = tuple(Seat(slot, 1, pack_ids([slot] * 5), b"", Sampling(seed=1)) for slot in range(SLOTS))
-    rows = slots.apply(
-        StepPlan(
-            crew_epoch=1,
-            step_id=1,
-            leave=b"",
-            admit=seats,
-            slots=pack_ids(range(SLOTS)),
-            starts=pack_ids([4] * SLOTS),
-            counts=pack_ids([1] * SLOTS),
-            samples=bytes([1]) * SLOTS,
-            block_counts=pack_ids([40] * SLOTS),
-            new_blocks=pack_ids(range(200)),
-            drafts=pack_ids([100] * SLOTS),
-        )
-    )
+    planned = [(slot, 4, 1, True, list(range(40 * slot, 40 * slot + 40))) for slot in range(SLOTS)]
+    rows = slots.apply(plan(planned, admit=seats, drafts=pack_ids([100] * SLOTS)))
     assert SLOTS < rows.counts.sum() <= MOST_POSITIONS

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from plans import plan
 
-from shoal.messages import Sampling, Seat, StepPlan
+from shoal.messages import Sampling, Seat
 from shoal.wire import pack_ids, unpack_ids
 from shoal.workers.drafts import Drafter
 from shoal.workers.sampler import NOT_KEPT
@@ -23,23 +24,6 @@ def table(num_slots: int = 5, *, sampling: bool = True) -> SlotTable:
 
 def seat(slot: int, prompt: list[int], generated: list[int] | None = None, epoch: int = 1) -> Seat:
     return Seat(slot, epoch, pack_ids(prompt), pack_ids(generated or []), Sampling(seed=slot))
-
-
-def plan(rows: list[tuple[int, int, int, bool, list[int]]], **changes: Any) -> StepPlan:
-    """Rows are (slot, start, count, samples, new blocks)."""
-    fields: dict[str, Any] = {
-        "crew_epoch": 1,
-        "step_id": 1,
-        "leave": b"",
-        "admit": (),
-        "slots": pack_ids(row[0] for row in rows),
-        "starts": pack_ids(row[1] for row in rows),
-        "counts": pack_ids(row[2] for row in rows),
-        "samples": bytes(row[3] for row in rows),
-        "block_counts": pack_ids(len(row[4]) for row in rows),
-        "new_blocks": pack_ids(block for row in rows for block in row[4]),
-    }
-    return StepPlan(**(fields | changes))
 
 
 @dataclass

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 constexpr int kTile = 64;           // positions
-constexpr int64_t kSpanRows = 144;   // tokens × query heads of one work item, at most, where one token has fewer
+constexpr int64_t kSpanRows = 144;  // tokens × query heads of one work item, at most, where one token has fewer
 constexpr int64_t kWidestVec = 16;  // floats
 
 constexpr int64_t kSection = 256;   // positions that are summed up by themselves: whole tiles

@@ -349,16 +349,13 @@ struct AttentionItem : SpanView {
         const int64_t last = min_of(kTile, position_of(end - 1) + 1 - base);
         const auto weigh_rows = [&] {
             const int64_t share = (last - first) * kWeightsShare / (end - begin);
-            for (int64_t row = begin; row < end;) {
-                if (sees_all(row, base, end)) {
-                    tiles.go_on(share * kWidth);
+            for (int64_t row = begin, count; row < end; row += count) {
+                count = sees_all(row, base, end) ? kWidth : 1;
+                tiles.go_on(share * count);
+                if (count > 1)
                     weigh_rows_all(row);
-                    row += kWidth;
-                    continue;
-                }
-                tiles.go_on(share);
-                weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
-                row++;
+                else
+                    weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
             }
         };
 

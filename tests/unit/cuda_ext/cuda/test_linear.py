@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from emulated import DTYPES, close, one_rounding
+from integer_weights import FORMATS
 from torch import Tensor
 
 from shoal.cuda_ext import cuda_ops, reference
@@ -17,14 +18,6 @@ from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat
 pytestmark = pytest.mark.usefixtures("chip")
 
 HALVES = [torch.bfloat16, torch.float16]
-FORMATS = [
-    WeightFormat(4, 32, True),
-    WeightFormat(4, 32, False),
-    WeightFormat(8, 32, True),
-    WeightFormat(8, 32, False),
-    WeightFormat(8, 16, True),
-    WeightFormat(8, 16, False),
-]
 
 
 class Sizes(NamedTuple):
