@@ -6,8 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import cuda_calls
@@ -20,6 +20,8 @@ TESTS = ROOT / "tests" / "unit" / "cuda_ext" / "cuda"
 NOT_KERNELS = ("test_cuda_registration.py",)
 KERNEL_TESTS = sorted(path.name for path in TESTS.glob("test_*.py") if path.name not in NOT_KERNELS)
 MEMORY = "address,undefined"
+BUILDING = threading.Lock()
+pytestmark = pytest.mark.ahead
 FLAGS = ("-std=c++17", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-ffp-contract=off")
 
 
@@ -39,14 +41,14 @@ def compiled(*command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@cache
 def replayer(sanitize: str) -> Path:
     """The program that runs recorded calls, built with a sanitizer."""
     source = Path(__file__).with_name("replay.cpp")
     program = emulated.BUILDS / f"replay-{sanitize.replace(',', '_')}-{source.stat().st_mtime_ns}"
-    if not program.exists():
-        emulated.BUILDS.mkdir(parents=True, exist_ok=True)
-        compiled(*FLAGS, f"-fsanitize={sanitize}", str(source), "-o", str(program), "-ldl")
+    with BUILDING:
+        if not program.exists():
+            emulated.BUILDS.mkdir(parents=True, exist_ok=True)
+            compiled(*FLAGS, f"-fsanitize={sanitize}", str(source), "-o", str(program), "-ldl")
     return program
 
 

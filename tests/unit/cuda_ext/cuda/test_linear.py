@@ -120,7 +120,9 @@ def test_fp8_weights_are_made_of_plain_ones(emulation: CudaLibrary, fresh: torch
     wide = weight.storage.double() * weight.scales.double()[:, None]
     largest = matrix.abs().amax(dim=1, keepdim=True).double()
     # Four bits of a number, or half a step of the smallest ones, where 448 is the row's largest.
-    assert ((wide - matrix).abs() <= (1 + 1e-6) * torch.maximum(matrix.abs() / 16, largest / 448 * 2**-10)).all()
+    assert (
+        (wide - matrix).abs() <= (1 + 1e-6) * torch.maximum(matrix.abs() / 16, largest / 448 * 2**-10)
+    ).all()
     for dtype in HALVES:
         x, out = torch.randn(3, 72, generator=fresh).to(dtype), torch.empty(3, 20)
         program = CudaProgram(emulation, torch.device("cpu"))
