@@ -4,6 +4,7 @@ Also ``random_checkpoint``, a description's tensors, all random, in a source tha
 ``load_file_or_folder``, which goes the way of a rank.
 """
 
+import dataclasses
 import random
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
@@ -103,9 +104,17 @@ class Driver:
             logits = self._decoder.logits(self.states(rows))
             return None if logits is None else logits.clone()
 
-    def states(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor:
-        """The same, but their hidden states."""
+    def states(self, rows: Ordered[tuple[Sequence, int]], wanted: Ordered[int] | None = None) -> Tensor:
+        """The same, but their hidden states, of the last ``wanted`` tokens of each row."""
         inputs = self._begin(rows)
+        if wanted is not None:
+            ends = inputs.query_starts[1:].tolist()
+            pairs = zip(ends, wanted, strict=True)
+            tokens = torch.tensor([token for end, count in pairs for token in range(end - count, end)]).long()
+            starts = torch.tensor([0, *wanted]).cumsum(0).to(torch.int32)
+            inputs = dataclasses.replace(
+                inputs, state_starts=starts, state_tokens=tokens, sample_indices=torch.arange(len(tokens))
+            )
         with torch.inference_mode():
             return self._decoder.hidden(inputs)[inputs.sample_indices]
 
@@ -151,6 +160,8 @@ class Driver:
             query_starts=counts.cumsum(0).to(torch.int32),
             context_lens=torch.tensor([s.computed + count for s, count in rows], dtype=torch.int32),
             block_tables=torch.tensor(tables, dtype=torch.int32).view(len(rows), widest),
+            state_starts=counts.cumsum(0).to(torch.int32),
+            state_tokens=torch.arange(len(places)),
             sample_indices=torch.arange(len(places)),
         )
 

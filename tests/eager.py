@@ -56,6 +56,13 @@ def paged_attention(q: Tensor, *arguments: Any, **others: Any) -> Tensor:
     return out
 
 
+def take_rows(x: Tensor, indices: Tensor) -> Tensor:
+    program, out = Program(), torch.full((len(indices), *x.shape[1:]), torch.nan)
+    ops.take_rows(program, out, x, indices)
+    program.run()
+    return out
+
+
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """Quantises ``x`` first where the weight wants it."""
     program, out = Program(), torch.full((len(x), weight.rows), torch.nan)

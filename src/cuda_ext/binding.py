@@ -47,6 +47,7 @@ OPERATORS = {
     "linear_quantised": "*out *x *panels *bias rows inputs outputs out_stride bits group has_offset",
     "pack_quantised": "*panels *codes *scales *offsets rows groups bits group",
     "embed": "*out *ids *panels tokens rows dim first_id dtype bits group has_offset .scale",
+    "take_rows": "*out *x *rows count x_rows row_bytes row_stride",
     "all_reduce": "*x *region *member rows columns",
     "gather_columns": "*out *x *widths *region *member rows",
     "draw": "*ids *logits *temperature *top_k *top_p *min_p *uniform rows vocabulary row_stride",

@@ -422,6 +422,26 @@ def embed(
     program.add("embed", [out, ids, weight.storage, *sizes, *_kind(weight), scale], twin)
 
 
+def take_rows(program: Program, out: Tensor, x: Tensor, indices: Tensor, count: Count | None = None) -> None:
+    """out: x[indices], contiguous; x: [rows, …], whose rows are contiguous; indices: int64 [count], those outside of x
+    are left out."""
+    most = indices.shape[0]
+    count = _counted(count, most)
+    row_bytes = x[0].numel() * x.itemsize
+    require(is_vector(indices, torch.int64, most), "take_rows: indices is not int64 [count]")
+    require(out.dtype == x.dtype and out.shape[1:] == x.shape[1:], "take_rows: out does not fit x")
+    require(out.shape[0] >= most and out.is_contiguous(), "take_rows: out is not contiguous [count, …]")
+    require(x[0].is_contiguous(), "take_rows: a row of x is not contiguous")
+
+    def twin() -> None:
+        taken = indices[: count.value]
+        inside = (taken >= 0) & (taken < len(x))
+        out[: count.value][inside] = x[taken[inside]]
+
+    sizes = [x.shape[0], row_bytes, x.stride(0) * x.itemsize]
+    program.add("take_rows", [out, x, indices, count, *sizes], twin)
+
+
 def all_reduce(program: Program, x: Tensor, region: SharedRegion, rows: Count | None = None) -> None:
     """Overwrites x, float32 [rows, columns], contiguous, with the sum of every rank's: rank 0's + rank 1's + …, the
     same to the bit on every rank. Every rank runs it with the same rows."""

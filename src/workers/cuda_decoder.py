@@ -176,8 +176,8 @@ class CudaDecoder:
     def read_logprobs(
         self, states: NDArray[np.int64], ids: Sequence[int], tops: Sequence[int]
     ) -> list[TokenLogprob]:
-        """Of the tokens ``ids`` after any of that step's states, each with so many of the best; on other ranks than the
-        first none. Waits; the step's own logits are lost."""
+        """Of the tokens ``ids`` after any of that step's T states, each with so many of the best; on other ranks than
+        the first none. Waits; the step's own logits are lost."""
         logprobs: list[TokenLogprob] = []
         for begin in range(0, len(ids), self._read.most):
             part = slice(begin, begin + self._read.most)

@@ -70,7 +70,7 @@ class CudaInputs:
         _write(filled["sources"], sources, np.full(more, -1))
         _write(filled["query_starts"], inputs.query_starts.numpy(), tokens + 1 + spare)
         _write(filled["context_lens"], inputs.context_lens.numpy(), np.ones(more))
-        filled["state_rows"][:states] = inputs.sample_indices.numpy()
+        filled["state_rows"][:states] = inputs.state_tokens[inputs.sample_indices].numpy()
         filled["state_rows"][states : states + more] = tokens + spare
         self._arrays.send()
         self._send_tables(inputs, rows, spare_block)

@@ -18,6 +18,7 @@ from shoal.messages import PooledRow, ScoredRow, StepPlan, StepResult, TokenLogp
 from shoal.workers.cuda_decoder import CudaDecoder
 from shoal.workers.cuda_group import DeviceGroup
 from shoal.workers.cuda_sampler import CudaSampler, Draws
+from shoal.workers.inputs import StepInputs
 from shoal.workers.readings import score
 from shoal.workers.runner import pool
 from shoal.workers.slots import Int32s, PlannedRows, SlotTable
@@ -80,14 +81,15 @@ class CudaRunner:
         """Puts a step on the stream; the result of the one before it, if that was not read yet."""
         began_ns = time.perf_counter_ns()
         rows = self._slots.apply(plan)
-        self._decoder.start(self._slots.inputs(rows), self._slots.sources(rows))
+        inputs = self._slots.inputs(rows)
+        self._decoder.start(inputs, self._slots.sources(rows))
         before = self.finish()
         slots = rows.slots[rows.draws]
         epochs = self._slots.epochs(slots)
-        pooled = self._pool(rows)
+        pooled = self._pool(rows, inputs)
         draws = self._sampler.start(self._slots.samplers(slots)) if self._sampler is not None else None
         results = self._decoder.bring_results()
-        scored = self._score(rows)
+        scored = self._score(rows, inputs)
         self._mark.set()
         self._slots.reserve(slots)
         self._started = _Started(plan, began_ns, slots, epochs, draws, results, scored, pooled)
@@ -133,11 +135,15 @@ class CudaRunner:
         self._group.close()
         self._device.drain()
 
-    def _pool(self, rows: PlannedRows) -> list[tuple[PooledRow, int]]:
+    def _pool(self, rows: PlannedRows, inputs: StepInputs) -> list[tuple[PooledRow, int]]:
         """Waits for the step where there is something to pool."""
         if not any(reading.pooling for reading in rows.readings.values()):
             return []
-        return pool(rows, self._decoder.hidden(int(rows.counts.sum())), self._slots.epochs(rows.slots))
+        hidden = self._decoder.hidden(int(rows.counts.sum()))[inputs.state_tokens]
+        return pool(rows, hidden, self._slots.epochs(rows.slots))
 
-    def _score(self, rows: PlannedRows) -> tuple[ScoredRow, ...]:
-        return score(self._decoder.read_logprobs, self._slots.spans(rows))
+    def _score(self, rows: PlannedRows, inputs: StepInputs) -> tuple[ScoredRow, ...]:
+        def read(states: NDArray[np.int64], ids: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:
+            return self._decoder.read_logprobs(inputs.state_tokens.numpy()[states], ids, tops)
+
+        return score(read, self._slots.spans(rows))

@@ -56,13 +56,14 @@ class Decoder:
         return self._cache.prepare(last)
 
     def hidden(self, inputs: StepInputs) -> Tensor:
-        """float32 [T, hidden], after the final norm, on every rank; overwritten by the next step."""
+        """float32 [N, hidden]: the states that the step wants, after the final norm, on every rank; overwritten by the
+        next step."""
         if self._pass is None or not self._pass.inputs.holds(inputs):
             before = self._pass.inputs if self._pass else None
             self._pass = _Pass(self, StepBuffers.for_step(inputs, before))
         self._pass.inputs.load(inputs)
         self._pass.program.run()
-        return self._pass.final[: len(inputs.token_ids)]
+        return self._pass.final[: len(inputs.state_tokens)]
 
     def logits(self, hidden: Tensor) -> Tensor | None:
         """float32 [S, vocabulary] of S hidden states on rank 0, None on the others; overwritten by the next call."""
@@ -103,14 +104,18 @@ class _Head:
 
 class _Pass:
     """The recorded way from token ids to hidden states, and the buffers that it goes through: one layer after the
-    other uses the same ones."""
+    other uses the same ones.
+
+    Of the last layer all tokens' keys and values are needed, but of what comes after them only the states that the step
+    wants: of a prompt one. From there on ``_rows``, ``_starts`` and ``_residual`` are those of the states.
+    """
 
     def __init__(self, decoder: Decoder, inputs: StepBuffers) -> None:
         self.inputs = inputs
         self.program = Program()
         self._decoder = decoder
         self._description = decoder._description
-        self._rows = inputs.tokens
+        self._rows, self._starts = inputs.tokens, inputs.query_starts
         most, width = inputs.tokens.most, self._description.hidden_size
         shard, dim = decoder._shard, self._description.head_dim
         self._residual, self._delta = _zeros(most, width), _zeros(most, width)
@@ -118,6 +123,7 @@ class _Pass:
         self._mixed = _zeros(most, len(shard.q_heads), dim)
         self._gate_up, self._gated = _zeros(most, 2 * len(shard.ffn)), TileRows.empty(most, len(shard.ffn))
         self._normed_q = _zeros(most, len(shard.q_heads), dim)
+        self._state_q = _zeros(most, len(shard.q_heads), dim)
         self._normed_k = _zeros(most, len(shard.kv_heads), dim)
         self._activations: dict[tuple[int, bool, bool], Activations] = {}
         self.final = _zeros(most, width)
@@ -159,6 +165,8 @@ class _Pass:
             self.program, q, k, v, self._rope_table(window), inputs.positions, keys, values, inputs.cache_slots,
             self._rows,
         )  # fmt: skip
+        if layer + 1 == len(decoder._parameters.layers):
+            q = self._take_states(q)
         ops.paged_attention(
             self.program,
             self._mixed,
@@ -166,7 +174,7 @@ class _Pass:
             keys,
             values,
             inputs.block_tables,
-            inputs.query_starts,
+            self._starts,
             inputs.context_lens,
             description.attention_scale,
             window,
@@ -179,6 +187,14 @@ class _Pass:
         if quantised is not None:
             ops.quantise(self.program, quantised, mixed, self._rows)
         self._finish(parameters.output, Activations(mixed, quantised), parameters.post_norm)
+
+    def _take_states(self, q: Tensor) -> Tensor:
+        """Leaves the tokens behind whose states nobody wants; q of the others."""
+        inputs, residual = self.inputs, torch.zeros_like(self._residual)
+        for out, x in ((self._state_q, q), (residual, self._residual)):
+            ops.take_rows(self.program, out, x, inputs.state_tokens, inputs.states)
+        self._rows, self._starts, self._residual = inputs.states, inputs.state_starts, residual
+        return self._state_q
 
     def _project_heads(
         self, hidden: Activations, parameters: AttentionParameters[HostWeight]

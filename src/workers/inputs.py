@@ -15,7 +15,8 @@ _FEWEST_BLOCKS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """T tokens of R sequences, in row order; S of the positions are sampled after."""
+    """T tokens of R sequences, in row order. N of them are looked at behind the last layer, S of those are sampled
+    after."""
 
     token_ids: Tensor
     """int64 [T]."""
@@ -29,23 +30,31 @@ class StepInputs:
     """int32 [R]: tokens of the sequence after this step; the row's last token sees this many."""
     block_tables: Tensor
     """int32 [R, most blocks of a row]; entries past a row's own blocks are never read."""
+    state_starts: Tensor
+    """int32 [R + 1]: the states wanted of row r, those of its last tokens, are numbers state_starts[r] to
+    state_starts[r + 1]."""
+    state_tokens: Tensor
+    """int64 [N]: which of the T tokens each state is of."""
     sample_indices: Tensor
-    """int64 [S]: which of the T positions logits are wanted for."""
+    """int64 [S]: which of the N states logits are wanted for."""
 
 
 class StepBuffers:
-    """The same arrays with room for more, where a recorded program reads them. ``tokens`` and ``sequences`` are the T
-    and R of the step that was loaded last."""
+    """The same arrays with room for more, where a recorded program reads them. ``tokens``, ``sequences`` and ``states``
+    are the T, R and N of the step that was loaded last."""
 
     def __init__(self, most_tokens: int, most_sequences: int, most_blocks: int) -> None:
         self.tokens = Count(most_tokens)
         self.sequences = Count(most_sequences)
+        self.states = Count(most_tokens)
         self.token_ids = torch.zeros(most_tokens, dtype=torch.int64)
         self.positions = torch.zeros(most_tokens, dtype=torch.int32)
         self.cache_slots = torch.zeros(most_tokens, dtype=torch.int64)
         self.query_starts = torch.zeros(most_sequences + 1, dtype=torch.int32)
         self.context_lens = torch.zeros(most_sequences, dtype=torch.int32)
         self.block_tables = torch.zeros(most_sequences, most_blocks, dtype=torch.int32)
+        self.state_starts = torch.zeros(most_sequences + 1, dtype=torch.int32)
+        self.state_tokens = torch.zeros(most_tokens, dtype=torch.int64)
 
     @classmethod
     def for_step(cls, inputs: StepInputs, before: "StepBuffers | None") -> "StepBuffers":
@@ -71,8 +80,10 @@ class StepBuffers:
 
     def load(self, inputs: StepInputs) -> None:
         """Copies a step's arrays."""
-        tokens, (sequences, blocks) = len(inputs.token_ids), inputs.block_tables.shape
+        tokens, states = len(inputs.token_ids), len(inputs.state_tokens)
+        sequences, blocks = inputs.block_tables.shape
         self.tokens.set(tokens)
+        self.states.set(states)
         self.sequences.set(sequences)
         self.token_ids[:tokens] = inputs.token_ids
         self.positions[:tokens] = inputs.positions
@@ -80,3 +91,5 @@ class StepBuffers:
         self.query_starts[: sequences + 1] = inputs.query_starts
         self.context_lens[:sequences] = inputs.context_lens
         self.block_tables[:sequences, :blocks] = inputs.block_tables
+        self.state_starts[: sequences + 1] = inputs.state_starts
+        self.state_tokens[:states] = inputs.state_tokens

@@ -21,7 +21,7 @@ _SLICE_LOGITS: Final = 16 << 20
 """Logits that exist at a time: a whole chunk's would take gigabytes with a large vocabulary."""
 
 Scorer = Callable[[NDArray[np.int64], Sequence[int], Sequence[int]], list[TokenLogprob]]
-"""Which of a step's T states, the token after each and how many of the best are told, to their log-probabilities; none
+"""Which of a step's N states, the token after each and how many of the best are told, to their log-probabilities; none
 on other ranks than the first, which take their part in computing the logits."""
 Head = Callable[[NDArray[np.int64]], Tensor | None]
 """States to float32 logits [S, vocabulary]; None on other ranks than the first."""
@@ -82,7 +82,7 @@ class ScoredSpan:
     """Index in the prompt of the first of them."""
     ids: NDArray[np.int32]
     first_state: int
-    """Where, among the step's T states, the one that predicts the first of them is."""
+    """Where, among the step's N states, the one that predicts the first of them is."""
     top: int
 
 

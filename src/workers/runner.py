@@ -126,9 +126,9 @@ class Runner:
 
 
 def pool(rows: PlannedRows, hidden: torch.Tensor, epochs: Int32s) -> list[tuple[PooledRow, int]]:
-    """The vectors of the prompts that a step completes, each with 0, or -1 where it is not finite. hidden: float32 [T,
+    """The vectors of the prompts that a step completes, each with 0, or -1 where it is not finite. hidden: float32 [N,
     hidden]; epochs: the rows'."""
-    ends = np.cumsum(rows.counts)
+    ends = np.cumsum(rows.states)
     pooled = []
     for row, reading in rows.readings.items():
         if reading.pooling:

@@ -78,8 +78,8 @@ class SlotTable:
 
     def inputs(self, rows: "PlannedRows") -> StepInputs:
         """The arrays of the step, gathered without a loop over rows."""
-        query_starts = np.zeros(len(rows.slots) + 1, np.int32)
-        np.cumsum(rows.counts, out=query_starts[1:])
+        states = rows.states
+        query_starts, state_starts = _starts(rows.counts), _starts(states)
         row_of = np.repeat(np.arange(len(rows.slots)), rows.counts)
         slot_of = rows.slots[row_of]
         positions = rows.starts[row_of] + np.arange(len(row_of), dtype=np.int32) - query_starts[row_of]
@@ -93,15 +93,12 @@ class SlotTable:
             query_starts=torch.from_numpy(query_starts),
             context_lens=torch.from_numpy(context_lens.astype(np.int32)),
             block_tables=torch.from_numpy(np.ascontiguousarray(self._tables[rows.slots, :widest])),
-            sample_indices=torch.from_numpy(self._sampled_places(rows, query_starts[1:])),
+            state_starts=torch.from_numpy(state_starts),
+            state_tokens=torch.from_numpy(_last_of(query_starts[1:], states)),
+            sample_indices=torch.from_numpy(
+                _last_of(state_starts[1:][rows.draws], rows.guessed[rows.draws] + 1)
+            ),
         )
-
-    @staticmethod
-    def _sampled_places(rows: "PlannedRows", ends: Int32s) -> npt.NDArray[np.int64]:
-        """Of each row that draws the last token known and those guessed behind it."""
-        counts = rows.guessed[rows.draws] + 1
-        places: npt.NDArray[np.int64] = np.repeat(ends[rows.draws] - np.cumsum(counts), counts)
-        return places + np.arange(len(places))
 
     def sources(self, rows: "PlannedRows") -> Int32s:
         """For each token of the step the row of the last step that drew it, where that is not read yet; else -1."""
@@ -114,7 +111,7 @@ class SlotTable:
 
     def spans(self, rows: "PlannedRows") -> list[ScoredSpan]:
         """The prompt tokens whose log-probabilities this step brings."""
-        begins = np.cumsum(rows.counts) - rows.counts
+        begins = _starts(rows.states)
         spans = []
         for row, reading in rows.readings.items():
             slot, start = int(rows.slots[row]), int(rows.starts[row])
@@ -292,6 +289,28 @@ class PlannedRows:
         self.draws = self.samples.copy()
         self.readings: dict[int, PromptReading] = {}
         """Of the rows, by number, that are read for more than tokens."""
+
+    @property
+    def states(self) -> Int32s:
+        """Of how many of its last tokens each row's states are wanted, int32 [R]: of all that are read for more than
+        tokens, else of those that a token is drawn after."""
+        states = np.where(self.draws, self.guessed + 1, 0).astype(np.int32)
+        read = list(self.readings)
+        states[read] = self.counts[read]
+        return states
+
+
+def _starts(counts: Int32s) -> Int32s:
+    """Where each row begins, and the last one ends."""
+    starts = np.zeros(len(counts) + 1, np.int32)
+    np.cumsum(counts, out=starts[1:])
+    return starts
+
+
+def _last_of(ends: Int32s, counts: Int32s) -> npt.NDArray[np.int64]:
+    """The last ``counts[r]`` numbers before each ``ends[r]``."""
+    first: npt.NDArray[np.int64] = np.repeat(ends - np.cumsum(counts), counts)
+    return first + np.arange(len(first))
 
 
 def _int32s(raw: bytes) -> Int32s:

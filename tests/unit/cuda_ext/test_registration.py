@@ -15,7 +15,7 @@ from shoal.cuda_ext.quantised import QuantisedGroups, WeightFormat, pack_quantis
 Case = tuple[tuple[Any, ...], Callable[[], Any]]
 """An operator's arguments, and what its twin makes of clones of them: the result, or the arguments it changes."""
 
-NOT_REGISTERED = {"all_reduce", "gather_columns", "gated_linear"}
+NOT_REGISTERED = {"all_reduce", "gather_columns", "gated_linear", "take_rows"}
 """Operators that mean nothing outside of a rank, or give what only one that is not registered takes."""
 
 FORM = WeightFormat(4, 32, True)

@@ -199,3 +199,14 @@ def test_wrong_shapes_and_types_are_named(fresh: torch.Generator) -> None:
         eager.gated_activation(x.bfloat16(), "silu")
     with pytest.raises(ValueError, match="ids"):
         eager.embed(torch.zeros(2, dtype=torch.int32), pack_weight(x))
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (9, 5, 24)])
+def test_take_rows(fresh: torch.Generator, shape: tuple[int, ...]) -> None:
+    """Any of them, in any order, out of a wider matrix; none where an index is outside."""
+    x = randn(fresh, shape[0], shape[1] + 3, *shape[2:])[:, : shape[1]]
+    indices = torch.tensor([8, 0, 3, 3, -1, 9])
+    taken = eager.take_rows(x, indices)
+    assert torch.equal(taken[:4], x[indices[:4]])
+    assert taken[4:].isnan().all()
+    assert eager.take_rows(x, indices[:0]).shape == (0, *shape[1:])

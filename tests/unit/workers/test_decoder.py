@@ -88,6 +88,26 @@ def test_a_shared_prefix_equals_computing_it_again(description: ModelDescription
     close(found, drive(description).logits([(Sequence(second.ids), LENGTH)])[24:])
 
 
+@DESCRIPTIONS
+def test_states_that_nobody_wants_change_no_other(description: ModelDescription) -> None:
+    """Of each row the last ones alone, also none of some or of all: to the bit those of a step that gives all, and so
+    are those of the next step, which reads keys and values of every token."""
+    prompts = [prompt(length) for length in (17, 1, 9, 23)]
+    lengths = [len(ids) - 1 for ids in prompts]
+
+    def two_steps(wanted: list[int] | None) -> tuple[Tensor, Tensor]:
+        driver, sequences = drive(description), [Sequence(ids) for ids in prompts]
+        first = driver.states(list(zip(sequences, lengths, strict=True)), wanted).clone()
+        return first, driver.states([(sequence, 1) for sequence in sequences]).clone()
+
+    everything, following = two_steps(None)
+    for wanted in ([1, 0, 1, 1], [0, 0, 8, 3], [0, 0, 0, 2], [0, 0, 0, 0]):
+        found, after = two_steps(wanted)
+        parts = zip(everything.split(lengths), wanted, strict=True)
+        assert torch.equal(found, torch.cat([states[len(states) - count :] for states, count in parts]))
+        assert torch.equal(after, following)
+
+
 def test_a_step_that_samples_nothing_gives_no_rows() -> None:
     driver = drive(PLAIN)
     assert driver.logits([(Sequence(prompt()), LENGTH)]).shape == (LENGTH, PLAIN.vocab_size)

@@ -77,9 +77,9 @@ def test_random_steps_give_the_arrays_of_a_plain_model() -> None:
         for row, blocks in zip(rows, inputs.block_tables.tolist(), strict=True):
             used = -(-(row[1] + row[2]) // BLOCK)
             assert blocks[:used] == plain[row[0]].blocks[:used]
-        assert inputs.sample_indices.tolist() == [
-            end - 1 for end, row in zip(ends, rows, strict=True) if row[3]
-        ]
+        assert inputs.state_tokens.tolist() == [end - 1 for end, row in zip(ends, rows, strict=True) if row[3]]
+        assert inputs.state_starts.tolist() == np.cumsum([0, *(row[3] for row in rows)]).tolist()
+        assert inputs.sample_indices.tolist() == list(range(len(inputs.state_tokens)))
         sampled = planned.slots[planned.samples]
         ids = np.array([rng.randrange(VOCAB) for _ in sampled], np.int32)
         kept = slots.append(planned, ids)
@@ -116,7 +116,8 @@ def test_guesses_are_computed_behind_the_last_token_and_the_wrong_ones_forgotten
     assert inputs.token_ids.tolist() == [9, 7, 8, 9, 7, 3, 6, 5, 6]
     assert inputs.positions.tolist() == [5, 6, 7, 8, 9, 2, 3, 4, 5]
     assert inputs.context_lens.tolist() == [10, 3, 6]
-    assert inputs.sample_indices.tolist() == list(range(9))
+    assert inputs.state_tokens.tolist() == inputs.sample_indices.tolist() == list(range(9))
+    assert inputs.state_starts.tolist() == [0, 5, 6, 9]
     drawn = np.array([7, 8, 1, NOT_KEPT, NOT_KEPT, 4, 5, 6, 5], np.int32)
     kept_slots, kept_ids = slots.append(rows, drawn)
     assert kept_slots.tolist() == [1, 1, 1, 3, 4, 4, 4]

@@ -146,6 +146,15 @@ struct EmbedArgs {
     double scale;
 };
 
+// x: rows of row_bytes, row_stride bytes apart → out: x[rows[0]] … x[rows[count - 1]], contiguous; those outside of x are
+// left out
+struct TakeRowsArgs {
+    void* out;
+    const void* x;
+    const int64_t* rows;
+    int64_t count, x_rows, row_bytes, row_stride;
+};
+
 constexpr int64_t kMostRanks = 64;
 
 // A rank among those that share a region.
