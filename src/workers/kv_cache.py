@@ -69,7 +69,8 @@ class KVCache:
 
 class MemoryAhead:
     """The system gives memory when it is first written: milliseconds a megabyte in a virtual machine, for which a step
-    would wait. So some of it is asked for ahead of use; not all, since most servers never fill their cache."""
+    would wait. So some of it is asked for ahead of use; not all, since most servers never fill their cache. And not
+    more at once after each request: the next one would wait for that. When half is used up, the rest is made up for."""
 
     def __init__(self, num_layers: int) -> None:
         self._num_layers = num_layers
@@ -77,7 +78,7 @@ class MemoryAhead:
         """A layer's keys or values each: where they lie."""
         self._taken, self._next_part = 0, 0
         """Bytes of every part; the parts before the next one have a step more."""
-        self._is_possible = True
+        self._is_possible = self._is_going_on = True
 
     def add(self, mapping: mmap.mmap, begin: int, size: int) -> None:
         """``size`` bytes from ``begin`` on, one layer after the other."""
@@ -88,15 +89,16 @@ class MemoryAhead:
         """For a millisecond, or until one huge page is there. False where enough lies beyond the first ``used``
         bytes of each part."""
         began_s = time.monotonic()
-        while self._is_possible and self._taken < min(
-            self._parts[0][2], used + _BYTES_AHEAD // len(self._parts)
-        ):
+        size, ahead = self._parts[0][2], _BYTES_AHEAD // len(self._parts)
+        self._is_going_on = self._is_going_on or self._taken < min(size, used + ahead // 2)
+        while self._is_going_on and self._is_possible and self._taken < min(size, used + ahead):
             self._take_of(*self._parts[self._next_part])
             self._next_part = (self._next_part + 1) % len(self._parts)
             if self._next_part == 0:
                 self._taken += _STEP_BYTES
             if time.monotonic() - began_s > _PATIENCE_S:
                 return True
+        self._is_going_on = False
         return False
 
     def _take_of(self, mapping: mmap.mmap, begin: int, size: int) -> None:

@@ -146,7 +146,9 @@ def test_memory_is_taken_ahead_of_use() -> None:
     while cache.prepare(0):
         pass
     assert 500 << 20 < resident_bytes() - before < 560 << 20, "half a gigabyte"
-    used = 20_000
+    assert not cache.prepare(10_000), "most of it is left"
+    used = 50_000
+    assert cache.prepare(used)
     while cache.prepare(used):
         pass
     expected = (512 << 20) + used * cache.nbytes // 250_000
