@@ -10,6 +10,7 @@ from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from msgspec.structs import replace
 from torch import Tensor
@@ -100,23 +101,21 @@ class Driver:
 
     def step(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor | None:
         """Computes ``count`` more tokens of each sequence; logits of all of them on rank 0."""
-        with torch.inference_mode():
-            logits = self._decoder.logits(self.states(rows))
-            return None if logits is None else logits.clone()
+        inputs = self._begin(rows)
+        self._decoder.compute(inputs)
+        logits = self._decoder.logits(inputs.sample_indices)
+        return None if logits is None else torch.from_numpy(logits.copy())
 
     def states(self, rows: Ordered[tuple[Sequence, int]], wanted: Ordered[int] | None = None) -> Tensor:
         """The same, but their hidden states, of the last ``wanted`` tokens of each row."""
         inputs = self._begin(rows)
         if wanted is not None:
-            ends = inputs.query_starts[1:].tolist()
-            pairs = zip(ends, wanted, strict=True)
-            tokens = torch.tensor([token for end, count in pairs for token in range(end - count, end)]).long()
-            starts = torch.tensor([0, *wanted]).cumsum(0).to(torch.int32)
-            inputs = dataclasses.replace(
-                inputs, state_starts=starts, state_tokens=tokens, sample_indices=torch.arange(len(tokens))
-            )
-        with torch.inference_mode():
-            return self._decoder.hidden(inputs)[inputs.sample_indices]
+            pairs = zip(inputs.query_starts[1:].tolist(), wanted, strict=True)
+            tokens = [token for end, count in pairs for token in range(end - count, end)]
+            starts = np.cumsum([0, *wanted], dtype=np.int32)
+            inputs = dataclasses.replace(inputs, state_starts=starts, state_tokens=np.array(tokens, np.int64))
+        self._decoder.compute(inputs)
+        return torch.from_numpy(self._decoder.hidden.copy())
 
     def logits(self, rows: Ordered[tuple[Sequence, int]]) -> Tensor:
         logits = self.step(rows)
@@ -150,19 +149,17 @@ class Driver:
         ]
         widest = max((len(sequence.blocks) for sequence, _ in rows), default=0)
         tables = [sequence.blocks + [0] * (widest - len(sequence.blocks)) for sequence, _ in rows]
-        counts = torch.tensor([0] + [count for _, count in rows])
+        starts = np.cumsum([0] + [count for _, count in rows], dtype=np.int32)
         return StepInputs(
-            token_ids=torch.tensor([s.ids[position] for s, position in places], dtype=torch.int64),
-            positions=torch.tensor([position for _, position in places], dtype=torch.int32),
-            cache_slots=torch.tensor(
-                [s.blocks[p // size] * size + p % size for s, p in places], dtype=torch.int64
-            ),
-            query_starts=counts.cumsum(0).to(torch.int32),
-            context_lens=torch.tensor([s.computed + count for s, count in rows], dtype=torch.int32),
-            block_tables=torch.tensor(tables, dtype=torch.int32).view(len(rows), widest),
-            state_starts=counts.cumsum(0).to(torch.int32),
-            state_tokens=torch.arange(len(places)),
-            sample_indices=torch.arange(len(places)),
+            token_ids=np.array([s.ids[position] for s, position in places], np.int64),
+            positions=np.array([position for _, position in places], np.int32),
+            cache_slots=np.array([s.blocks[p // size] * size + p % size for s, p in places], np.int64),
+            query_starts=starts,
+            context_lens=np.array([s.computed + count for s, count in rows], np.int32),
+            block_tables=np.array(tables, np.int32).reshape(len(rows), widest),
+            state_starts=starts,
+            state_tokens=np.arange(len(places)),
+            sample_indices=np.arange(len(places)),
         )
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from decoding import Driver, Sequence, load_whole, random_checkpoint
 from safetensors.torch import save_file
@@ -51,7 +52,7 @@ def decode(rank: int, tp: int, seed: int, folder: Path, group: Group, dies: bool
     rest = driver.step([(sequence, LENGTH - 13)])
     driver.step([])
     for count in (2, 1, 5):
-        ids = torch.tensor([seed, -1, 1 << 40, rank, rank])[-count:]
+        ids = np.array([seed, -1, 1 << 40, rank, rank])[-count:]
         group.broadcast(ids)
         assert ids.tolist() == [seed, -1, 1 << 40, 0, 0][-count:]
     (folder / f"bytes{rank}").write_text(str(parameters.nbytes))

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
@@ -80,7 +79,7 @@ def row(threads: GrammarThreads, generated: Sequence[int] = (), **sampling: Any)
 def draw(state: SamplerRow, logits: NDArray[np.float32] | None = None) -> Drawn:
     """One draw from all tokens alike, or from the logits given."""
     uniform = np.zeros(VOCABULARY, np.float32) if logits is None else logits.copy()
-    return Sampler().sample(torch.from_numpy(uniform).unsqueeze(0), [state])[0]
+    return Sampler().sample(uniform[None], [state])[0]
 
 
 def answer(state: SamplerRow, most_tokens: int, noise: np.random.Generator | None = None) -> list[int]:

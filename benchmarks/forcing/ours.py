@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,26 +51,27 @@ class Ours:
         dtype = resolve_cache_dtype(cache, parameters.dtype)
         held = KVCache(description, shard, dtype, blocks, _BLOCK_SIZE)
         self._decoder = Decoder(description, shard, parameters, held, SoloGroup(), length)
-        self._table = torch.arange(blocks, dtype=torch.int32).view(1, -1)
+        self._table = np.arange(blocks, dtype=np.int32).reshape(1, -1)
 
     def logits(self, ids: list[int]) -> Iterator[Tensor]:
         """See ``Teacher``."""
-        with torch.inference_mode():
-            hidden = self._decoder.hidden(self._step(ids))
-            for rows in torch.split(hidden, ROWS):
-                logits = self._decoder.logits(rows)
-                assert logits is not None
-                yield logits
+        self._decoder.compute(self._step(ids))
+        for begin in range(0, len(ids), ROWS):
+            logits = self._decoder.logits(np.arange(begin, min(begin + ROWS, len(ids))))
+            assert logits is not None
+            yield torch.from_numpy(logits)
 
     def _step(self, ids: list[int]) -> StepInputs:
         """The whole text at once, block after block."""
         count = len(ids)
         return StepInputs(
-            token_ids=torch.tensor(ids),
-            positions=torch.arange(count, dtype=torch.int32),
-            cache_slots=torch.arange(count),
-            query_starts=torch.tensor([0, count], dtype=torch.int32),
-            context_lens=torch.tensor([count], dtype=torch.int32),
+            token_ids=np.array(ids),
+            positions=np.arange(count, dtype=np.int32),
+            cache_slots=np.arange(count),
+            query_starts=np.array([0, count], np.int32),
+            context_lens=np.array([count], np.int32),
             block_tables=self._table,
-            sample_indices=torch.arange(count),
+            state_starts=np.array([0, count], np.int32),
+            state_tokens=np.arange(count),
+            sample_indices=np.arange(count),
         )

@@ -64,26 +64,26 @@ class CudaInputs:
         more = rows - own
         size, spare = self._limits.block_size, np.arange(more)
         filled = self._arrays.fill()
-        _write(filled["token_ids"], inputs.token_ids.numpy(), np.zeros(more))
-        _write(filled["cache_slots"], inputs.cache_slots.numpy(), spare_block * size + spare % size)
-        _write(filled["positions"], inputs.positions.numpy(), np.zeros(more))
+        _write(filled["token_ids"], inputs.token_ids, np.zeros(more))
+        _write(filled["cache_slots"], inputs.cache_slots, spare_block * size + spare % size)
+        _write(filled["positions"], inputs.positions, np.zeros(more))
         _write(filled["sources"], sources, np.full(more, -1))
-        _write(filled["query_starts"], inputs.query_starts.numpy(), tokens + 1 + spare)
-        _write(filled["context_lens"], inputs.context_lens.numpy(), np.ones(more))
-        filled["state_rows"][:states] = inputs.state_tokens[inputs.sample_indices].numpy()
+        _write(filled["query_starts"], inputs.query_starts, tokens + 1 + spare)
+        _write(filled["context_lens"], inputs.context_lens, np.ones(more))
+        filled["state_rows"][:states] = inputs.state_tokens[inputs.sample_indices]
         filled["state_rows"][states : states + more] = tokens + spare
         self._arrays.send()
         self._send_tables(inputs, rows, spare_block)
         self.tokens.set(tokens + more)
         self.sequences.set(rows)
         self.states.set(states + more)
-        self.most_tokens.set(int(inputs.query_starts.diff().max()))
+        self.most_tokens.set(int(np.diff(inputs.query_starts).max()))
         self.most_context.set(int(inputs.context_lens.max()))
 
     def _send_tables(self, inputs: StepInputs, rows: int, spare_block: int) -> None:
         own, widest = inputs.block_tables.shape
         self._tables.reverse()
-        self._tables[0][:own, :widest] = inputs.block_tables
+        self._tables[0][:own, :widest] = torch.from_numpy(inputs.block_tables)
         self._tables[0][own:rows, 0] = spare_block
         self._device.copy_corner(self.block_tables, self._tables[0], rows, widest)
 

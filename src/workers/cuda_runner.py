@@ -139,11 +139,11 @@ class CudaRunner:
         """Waits for the step where there is something to pool."""
         if not any(reading.pooling for reading in rows.readings.values()):
             return []
-        hidden = self._decoder.hidden(int(rows.counts.sum()))[inputs.state_tokens]
-        return pool(rows, hidden, self._slots.epochs(rows.slots))
+        hidden = self._decoder.hidden(int(rows.counts.sum())).numpy()[inputs.state_tokens]
+        return pool(rows, hidden, self._slots.epochs)
 
     def _score(self, rows: PlannedRows, inputs: StepInputs) -> tuple[ScoredRow, ...]:
         def read(states: NDArray[np.int64], ids: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:
-            return self._decoder.read_logprobs(inputs.state_tokens.numpy()[states], ids, tops)
+            return self._decoder.read_logprobs(inputs.state_tokens[states], ids, tops)
 
         return score(read, self._slots.spans(rows))

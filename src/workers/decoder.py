@@ -8,7 +8,9 @@ nothing.
 
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
@@ -45,6 +47,7 @@ class Decoder:
         self._tables = rope_tables(description, session_len)
         self._pass: _Pass | None = None
         self._head: _Head | None = None
+        self._most_logits = 0
 
     @property
     def vocab_size(self) -> int:
@@ -55,46 +58,57 @@ class Decoder:
         """Of the cache, those that come after ``last``: ``KVCache.prepare``."""
         return self._cache.prepare(last)
 
-    def hidden(self, inputs: StepInputs) -> Tensor:
-        """float32 [N, hidden]: the states that the step wants, after the final norm, on every rank; overwritten by the
-        next step."""
+    def compute(self, inputs: StepInputs) -> None:
+        """Runs a step, whose N states are there until the next one."""
         if self._pass is None or not self._pass.inputs.holds(inputs):
             before = self._pass.inputs if self._pass else None
-            self._pass = _Pass(self, StepBuffers.for_step(inputs, before))
+            self._pass, self._head = _Pass(self, StepBuffers.for_step(inputs, before)), None
         self._pass.inputs.load(inputs)
         self._pass.program.run()
-        return self._pass.final[: len(inputs.state_tokens)]
 
-    def logits(self, hidden: Tensor) -> Tensor | None:
-        """float32 [S, vocabulary] of S hidden states on rank 0, None on the others; overwritten by the next call."""
-        count = len(hidden)
+    @property
+    def hidden(self) -> NDArray[np.float32]:
+        """[N, hidden]: the states that the last step wanted, after the final norm, on every rank."""
+        assert self._pass is not None
+        return self._pass.states[: self._pass.inputs.states.value]
+
+    def logits(self, states: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """[S, vocabulary] of S of the N states on rank 0, None on the others; overwritten by the next call."""
+        assert self._pass is not None
+        count = len(states)
         if self._head is None or count > self._head.rows.most:
-            self._head = _Head(self, max(count, _FEWEST_STATES))
+            most = max(count, _FEWEST_STATES, self._most_logits)
+            self._most_logits, self._head = most, _Head(self, self._pass.final, most)
         self._head.rows.set(count)
-        self._head.hidden[:count] = hidden
+        self._head.states[:count] = states
         self._head.program.run()
         gathered = self._head.gathered
         return None if gathered is None else gathered[:count]
 
 
 class _Head:
-    """The recorded way from hidden states to the logits: this rank's columns, then all of them on rank 0."""
+    """The recorded way from the states of a pass to the logits: this rank's columns, then all of them on rank 0."""
 
-    def __init__(self, decoder: Decoder, most: int) -> None:
+    def __init__(self, decoder: Decoder, final: Tensor, most: int) -> None:
+        """final: float32 [at least N, hidden]; at most ``most`` of its rows at a time."""
         description, weight = decoder._description, decoder._parameters.head
         self.rows = Count(most)
-        self.hidden = _zeros(most, description.hidden_size)
+        self.states = np.zeros(most, np.int64)
+        hidden = _zeros(most, description.hidden_size)
         self.logits = _zeros(most, weight.rows)
         self.program = Program()
         linear = Linear((weight,))
-        x = Activations(self.hidden, _quantised(most, description.hidden_size, linear))
+        x = Activations(hidden, _quantised(most, description.hidden_size, linear))
+        ops.take_rows(self.program, hidden, final, torch.from_numpy(self.states), self.rows)
         if x.quantised is not None:
-            ops.quantise(self.program, x.quantised, self.hidden, self.rows)
+            ops.quantise(self.program, x.quantised, hidden, self.rows)
         linear.record(self.program, self.logits, x, self.rows)
         if description.logit_soft_cap:
             self.program.add_function(lambda: self._cap(description.logit_soft_cap))
-        widths = decoder._shard.vocab_widths
-        self.gathered = decoder._group.gather_columns(self.program, self.logits, widths, self.rows)
+        gathered = decoder._group.gather_columns(
+            self.program, self.logits, decoder._shard.vocab_widths, self.rows
+        )
+        self.gathered: NDArray[np.float32] | None = None if gathered is None else gathered.numpy()
 
     def _cap(self, cap: float) -> None:
         logits = self.logits[: self.rows.value]
@@ -127,6 +141,7 @@ class _Pass:
         self._normed_k = _zeros(most, len(shard.kv_heads), dim)
         self._activations: dict[tuple[int, bool, bool], Activations] = {}
         self.final = _zeros(most, width)
+        self.states: NDArray[np.float32] = self.final.numpy()
         self._record()
 
     def _record(self) -> None:

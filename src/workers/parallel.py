@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
@@ -128,8 +130,8 @@ class Group(Protocol):
         """Appends: puts all ranks' ``x``, float32 and of ``widths`` columns each, side by side on rank 0. Returns where
         it will be; None elsewhere."""
 
-    def broadcast(self, x: Tensor) -> None:
-        """Overwrites ``x``, int64 [n], with rank 0's."""
+    def broadcast(self, ids: NDArray[np.int64]) -> None:
+        """Overwrites ``ids`` with rank 0's."""
 
     def close(self) -> None:
         """Leaves; peers that still wait for this rank get ``PeerLost``."""
@@ -151,7 +153,7 @@ class SoloGroup:
     ) -> Tensor | None:
         return x
 
-    def broadcast(self, x: Tensor) -> None:
+    def broadcast(self, ids: NDArray[np.int64]) -> None:
         pass
 
     def close(self) -> None:
@@ -178,10 +180,10 @@ class HostGroup:
         ops.gather_columns(program, out, x, torch.tensor(widths), self._region, rows)
         return out
 
-    def broadcast(self, x: Tensor) -> None:
-        if self._ids is None or len(x) > self._ids.rows.most:
-            self._ids = _BroadcastIds(self._region, len(x))
-        self._ids.run(x)
+    def broadcast(self, ids: NDArray[np.int64]) -> None:
+        if self._ids is None or len(ids) > self._ids.rows.most:
+            self._ids = _BroadcastIds(self._region, len(ids))
+        self._ids.run(ids)
 
     def close(self) -> None:
         self._region.close()
@@ -192,19 +194,20 @@ class _BroadcastIds:
 
     def __init__(self, region: SharedRegion, most: int) -> None:
         self.rows = Count(most)
-        self._ids = torch.zeros(most, dtype=torch.int64)
+        self._ids = np.zeros(most, np.int64)
         self._program = Program()
-        floats, nothing = self._ids.view(torch.float32).view(most, 2), torch.zeros(most, 0)
+        floats = torch.from_numpy(self._ids).view(torch.float32).view(most, 2)
+        nothing = torch.zeros(most, 0)
         widths = torch.tensor([2] + [0] * (region.ranks - 1))
         out, x = (None, floats) if region.rank == 0 else (floats, nothing)
         ops.gather_columns(self._program, out, x, widths, region, self.rows)
 
-    def run(self, ids: Tensor) -> None:
+    def run(self, ids: NDArray[np.int64]) -> None:
         count = len(ids)
         self.rows.set(count)
         self._ids[:count] = ids
         self._program.run()
-        ids.copy_(self._ids[:count])
+        ids[:] = self._ids[:count]
 
 
 def _share_region(tp: int, rank: int, rendezvous: str) -> SharedRegion:

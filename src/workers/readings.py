@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from shoal.messages import ScoredRow, Seat, TokenLogprob
 from shoal.workers.logprobs import token_logprob
@@ -23,8 +22,8 @@ _SLICE_LOGITS: Final = 16 << 20
 Scorer = Callable[[NDArray[np.int64], Sequence[int], Sequence[int]], list[TokenLogprob]]
 """Which of a step's N states, the token after each and how many of the best are told, to their log-probabilities; none
 on other ranks than the first, which take their part in computing the logits."""
-Head = Callable[[NDArray[np.int64]], Tensor | None]
-"""States to float32 logits [S, vocabulary]; None on other ranks than the first."""
+Head = Callable[[NDArray[np.int64]], NDArray[np.float32] | None]
+"""States to logits [S, vocabulary]; None on other ranks than the first."""
 
 
 class PromptReading:
@@ -108,7 +107,7 @@ def score_on_host(
         part = slice(begin, begin + step)
         logits = head(states[part])
         if logits is not None:
-            logprobs += _row_logprobs(logits.numpy(), ids[part], tops[part])
+            logprobs += _row_logprobs(logits, ids[part], tops[part])
     return logprobs
 
 

@@ -1,11 +1,11 @@
 """Executes plans: slots → inputs → decoder → sampler → result. No socket in here."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from shoal.messages import PooledRow, Sampling, Seat, StepPlan, StepResult, TokenLogprob
@@ -80,17 +80,12 @@ class Runner:
         began_ns = time.perf_counter_ns()
         rows = self._slots.apply(plan)
         inputs = self._slots.inputs(rows)
-        with torch.inference_mode():
-            hidden = self._decoder.hidden(inputs)
-            # Drawn before anything else asks for logits: they lie in one buffer.
-            ids, logprobs = self._draw(self._decoder.logits(hidden[inputs.sample_indices]), rows)
-            spans = self._slots.spans(rows)
-
-            def head(states: NDArray[np.int64]) -> torch.Tensor | None:
-                return self._decoder.logits(hidden[torch.from_numpy(states)])
-
-            scored = score(partial(score_on_host, head, self._decoder.vocab_size), spans)
-        pooled = pool(rows, hidden, self._slots.epochs(rows.slots))
+        self._decoder.compute(inputs)
+        # Drawn before anything else asks for logits: they lie in one buffer.
+        ids, logprobs = self._draw(self._decoder.logits(inputs.sample_indices), rows)
+        spans = self._slots.spans(rows)
+        scored = score(partial(score_on_host, self._decoder.logits, self._decoder.vocab_size), spans)
+        pooled = pool(rows, self._decoder.hidden, self._slots.epochs)
         slots, ids = self._slots.append(rows, ids)
         slots = np.concatenate([slots, np.array([row.slot for row, _ in pooled], np.int32)])
         return StepResult(
@@ -107,7 +102,7 @@ class Runner:
         )
 
     def _draw(
-        self, logits: torch.Tensor | None, rows: PlannedRows
+        self, logits: NDArray[np.float32] | None, rows: PlannedRows
     ) -> tuple[Int32s, tuple[TokenLogprob | None, ...]]:
         """Rank 0 draws; the others are told. Log-probabilities are of the ids that are kept."""
         drawing = np.flatnonzero(rows.draws)
@@ -121,18 +116,22 @@ class Runner:
             ids[:] = [token.id for token in drawn]
             if any(token.logprob is not None for token in drawn):
                 logprobs = tuple(token.logprob for token in drawn if token.id != NOT_KEPT)
-        self._group.broadcast(torch.from_numpy(ids))
+        self._group.broadcast(ids)
         return ids.astype(np.int32), logprobs
 
 
-def pool(rows: PlannedRows, hidden: torch.Tensor, epochs: Int32s) -> list[tuple[PooledRow, int]]:
-    """The vectors of the prompts that a step completes, each with 0, or -1 where it is not finite. hidden: float32 [N,
-    hidden]; epochs: the rows'."""
-    ends = np.cumsum(rows.states)
+def pool(
+    rows: PlannedRows, hidden: NDArray[np.float32], epochs_of: Callable[[Int32s], Int32s]
+) -> list[tuple[PooledRow, int]]:
+    """The vectors of the prompts that a step completes, each with 0, or -1 where it is not finite. hidden: [N, hidden];
+    epochs_of: those of slots."""
+    if not rows.readings:
+        return []
+    ends, epochs = np.cumsum(rows.states), epochs_of(rows.slots)
     pooled = []
     for row, reading in rows.readings.items():
         if reading.pooling:
-            reading.pool(hidden[ends[row] - rows.counts[row] : ends[row]].numpy())
+            reading.pool(hidden[ends[row] - rows.counts[row] : ends[row]])
             if rows.samples[row]:
                 vector = reading.vector()
                 told = PooledRow(int(rows.slots[row]), int(epochs[row]), vector.tobytes())

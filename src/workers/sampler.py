@@ -15,7 +15,6 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from shoal.cuda_ext import ops
 from shoal.cuda_ext.program import Count, Program
@@ -195,9 +194,9 @@ class Sampler:
         self._draws: _Draws | None = None
 
     def sample(
-        self, logits: Tensor, rows: Sequence[SamplerRow], guesses: Sequence[Sequence[int]] = ()
+        self, logits: NDArray[np.float32], rows: Sequence[SamplerRow], guesses: Sequence[Sequence[int]] = ()
     ) -> list[Drawn]:
-        """logits: float32 [positions, vocabulary]; holds the adjusted and constrained logits afterwards. The rows do
+        """logits: [positions, vocabulary]; holds the adjusted and constrained logits afterwards. The rows do
         not learn what was drawn: whoever keeps a token calls ``observe``.
 
         guesses: for each row the tokens that are taken to follow it, none by default. Such a row has as many positions
@@ -209,7 +208,7 @@ class Sampler:
             for row, guess in zip(rows, guesses or [()] * len(rows), strict=True)
             for count in range(len(guess) + 1)
         ]
-        views: list[NDArray[np.float32]] = list(logits.numpy())
+        views = list(logits)
         failures = {}
         if any(row.adjusts or row.constrained for row in rows):
             # A row that is not finite may warn here; the draw finds it.
@@ -227,7 +226,7 @@ class Sampler:
             drawn.append(Drawn(token_id, logprob))
         return drawn
 
-    def _draw(self, logits: Tensor, places: "Sequence[_Place]") -> list[int]:
+    def _draw(self, logits: NDArray[np.float32], places: "Sequence[_Place]") -> list[int]:
         if self._draws is None or not self._draws.holds(logits):
             self._draws = _Draws(logits)
         return self._draws.draw(places)
@@ -245,7 +244,7 @@ class _Place:
 class _Draws:
     """The recorded draw from one buffer of logits."""
 
-    def __init__(self, logits: Tensor) -> None:
+    def __init__(self, logits: NDArray[np.float32]) -> None:
         most = len(logits)
         self._logits = logits
         self._rows = Count(most)
@@ -257,7 +256,7 @@ class _Draws:
         ops.draw(
             self._program,
             torch.from_numpy(self._ids),
-            logits,
+            torch.from_numpy(logits),
             temperature=torch.from_numpy(self._temperature),
             top_k=torch.from_numpy(self._top_k),
             top_p=torch.from_numpy(self._top_p),
@@ -266,14 +265,14 @@ class _Draws:
             rows=self._rows,
         )
 
-    def holds(self, logits: Tensor) -> bool:
+    def holds(self, logits: NDArray[np.float32]) -> bool:
         """Whether these are rows of the buffer, from its first on."""
         own = self._logits
         return (
-            logits.data_ptr() == own.data_ptr()
+            logits.ctypes.data == own.ctypes.data
             and len(logits) <= len(own)
             and logits.shape[1] == own.shape[1]
-            and logits.stride() == own.stride()
+            and logits.strides == own.strides
         )
 
     def draw(self, places: Sequence[_Place]) -> list[int]:

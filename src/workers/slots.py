@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from shoal.messages import Seat, StepPlan
 from shoal.workers.drafts import MOST_POSITIONS, Drafter, Guess
@@ -87,17 +86,15 @@ class SlotTable:
         context_lens = rows.starts + rows.counts
         widest = -(-int(context_lens.max()) // self._block_size)
         return StepInputs(
-            token_ids=torch.from_numpy(self._tokens[slot_of, positions].astype(np.int64)),
-            positions=torch.from_numpy(positions.astype(np.int32)),
-            cache_slots=torch.from_numpy(blocks * self._block_size + positions % self._block_size),
-            query_starts=torch.from_numpy(query_starts),
-            context_lens=torch.from_numpy(context_lens.astype(np.int32)),
-            block_tables=torch.from_numpy(np.ascontiguousarray(self._tables[rows.slots, :widest])),
-            state_starts=torch.from_numpy(state_starts),
-            state_tokens=torch.from_numpy(_last_of(query_starts[1:], states)),
-            sample_indices=torch.from_numpy(
-                _last_of(state_starts[1:][rows.draws], rows.guessed[rows.draws] + 1)
-            ),
+            token_ids=self._tokens[slot_of, positions].astype(np.int64),
+            positions=positions.astype(np.int32),
+            cache_slots=blocks * self._block_size + positions % self._block_size,
+            query_starts=query_starts,
+            context_lens=context_lens.astype(np.int32),
+            block_tables=self._tables[rows.slots, :widest],
+            state_starts=state_starts,
+            state_tokens=_last_of(query_starts[1:], states),
+            sample_indices=_last_of(state_starts[1:][rows.draws], rows.guessed[rows.draws] + 1),
         )
 
     def sources(self, rows: "PlannedRows") -> Int32s:
@@ -111,6 +108,8 @@ class SlotTable:
 
     def spans(self, rows: "PlannedRows") -> list[ScoredSpan]:
         """The prompt tokens whose log-probabilities this step brings."""
+        if not rows.readings:
+            return []
         begins = _starts(rows.states)
         spans = []
         for row, reading in rows.readings.items():
@@ -294,9 +293,9 @@ class PlannedRows:
     def states(self) -> Int32s:
         """Of how many of its last tokens each row's states are wanted, int32 [R]: of all that are read for more than
         tokens, else of those that a token is drawn after."""
-        states = np.where(self.draws, self.guessed + 1, 0).astype(np.int32)
-        read = list(self.readings)
-        states[read] = self.counts[read]
+        states: Int32s = (self.guessed + 1) * self.draws
+        for row in self.readings:
+            states[row] = self.counts[row]
         return states
 
 

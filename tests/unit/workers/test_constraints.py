@@ -32,7 +32,7 @@ def allowed(state: SamplerRow) -> set[int]:
 
 def draw(state: SamplerRow, logits: torch.Tensor | None = None) -> Drawn:
     given = torch.zeros(VOCABULARY) if logits is None else logits.clone()
-    return Sampler().sample(given.unsqueeze(0), [state])[0]
+    return Sampler().sample(given.unsqueeze(0).numpy(), [state])[0]
 
 
 def test_a_row_without_constraints_has_none() -> None:
@@ -146,7 +146,7 @@ def test_a_row_that_may_draw_nothing_fails_alone() -> None:
     free = row(seed=5)
     logits = torch.randn(3, VOCABULARY)
     expected = draw(free, logits[1])
-    drawn = Sampler().sample(logits.clone(), [stuck, free, row(allowed_ids=(4,))])
+    drawn = Sampler().sample(logits.clone().numpy(), [stuck, free, row(allowed_ids=(4,))])
     assert drawn == [Drawn(NOTHING_ALLOWED, None), expected, Drawn(4, None)]
     stuck.observe(NOTHING_ALLOWED)
     assert draw(stuck).id >= 0, "what comes after the end is for nobody, and harms nobody"

@@ -7,10 +7,12 @@ import random
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from decoding import Driver, Sequence, biased, load_whole, random_checkpoint, rich
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -200,8 +202,8 @@ class ThreadGroup:
         program.add_function(run)
         return out if self._rank == 0 else None
 
-    def broadcast(self, x: Tensor) -> None:
-        x.copy_(self._exchange(x)[0])
+    def broadcast(self, ids: NDArray[np.int64]) -> None:
+        ids[:] = self._exchange(torch.from_numpy(ids))[0].numpy()
 
     def close(self) -> None:
         self._barrier.abort()

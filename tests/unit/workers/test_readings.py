@@ -195,14 +195,13 @@ def test_a_prompt_as_long_as_a_session_can_be_pooled() -> None:
 
 
 def test_a_vector_that_is_not_finite_fails_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Decoder.hidden
+    whole = Decoder.compute
 
-    def broken(decoder: Decoder, inputs: Any) -> torch.Tensor:
-        hidden = whole(decoder, inputs)
-        hidden[2] = torch.nan
-        return hidden
+    def broken(decoder: Decoder, inputs: Any) -> None:
+        whole(decoder, inputs)
+        decoder.hidden[2] = np.nan
 
-    monkeypatch.setattr(Decoder, "hidden", broken)
+    monkeypatch.setattr(Decoder, "compute", broken)
     result = Rank().step({0: 3, 1: 3}, seat(0, [1, 2, 3], pooling="mean"), seat(1, [1, 2, 3], pooling="mean"))
     assert dict(zip(unpack_ids(result.slots), unpack_ids(result.ids), strict=True)) == {0: -1, 1: 0}
 

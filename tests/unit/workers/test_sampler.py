@@ -40,7 +40,7 @@ def adjusted(logits: list[float], state: SamplerRow) -> list[float]:
 
 
 def sample_one(logits: torch.Tensor, state: SamplerRow) -> Drawn:
-    return Sampler().sample(logits.clone().unsqueeze(0), [state])[0]
+    return Sampler().sample(logits.clone().unsqueeze(0).numpy(), [state])[0]
 
 
 def test_repetition_penalty_counts_prompt_and_answer_once_each() -> None:
@@ -176,10 +176,10 @@ def mixed_rows(count: int) -> list[SamplerRow]:
 def test_a_row_does_not_depend_on_the_others() -> None:
     rows = mixed_rows(26)
     logits = torch.randn(26, VOCABULARY) * 2
-    together = Sampler().sample(logits.clone(), rows)
+    together = Sampler().sample(logits.clone().numpy(), rows)
     assert [sample_one(logits[i], rows[i]) for i in range(26)] == together
     order = torch.randperm(26).tolist()
-    assert Sampler().sample(logits[order], [rows[i] for i in order]) == [together[i] for i in order]
+    assert Sampler().sample(logits[order].numpy(), [rows[i] for i in order]) == [together[i] for i in order]
 
 
 def test_guessed_positions_draw_what_one_after_the_other_draws() -> None:
@@ -192,7 +192,7 @@ def test_guessed_positions_draw_what_one_after_the_other_draws() -> None:
     guesses = [[max(0, drawn.id) for drawn in answer[:3]] for answer in expected]
     for guess in guesses[::2]:
         guess[2] = (guess[2] + 1) % VOCABULARY
-    found = Sampler().sample(logits.clone().flatten(0, 1), guessing, guesses)
+    found = Sampler().sample(logits.clone().flatten(0, 1).numpy(), guessing, guesses)
     for i, answer in enumerate(expected):
         right = 4 if i % 2 else 3
         if i == 5:
@@ -206,13 +206,13 @@ def test_rows_with_and_without_guesses_go_together() -> None:
     logits = torch.full((4, VOCABULARY), -1.0)
     for place, best in enumerate((5, 6, 7, 8)):
         logits[place, best] = 3.0
-    drawn = Sampler().sample(logits, [row(), row(), row()], [[], [9], []])
+    drawn = Sampler().sample(logits.numpy(), [row(), row(), row()], [[], [9], []])
     assert [token.id for token in drawn] == [5, 6, NOT_KEPT, 8]
 
 
 def test_nothing_can_be_guessed_for_a_constrained_row() -> None:
     with pytest.raises(ValueError, match="constraints"):
-        Sampler().sample(torch.zeros(2, VOCABULARY), [row(allowed_ids=(4, 5))], [[4]])
+        Sampler().sample(np.zeros((2, VOCABULARY), np.float32), [row(allowed_ids=(4, 5))], [[4]])
 
 
 def sample_and_observe(logits: torch.Tensor, state: SamplerRow) -> Drawn:
@@ -224,12 +224,12 @@ def sample_and_observe(logits: torch.Tensor, state: SamplerRow) -> Drawn:
 def test_broken_logits_harm_their_own_row_only() -> None:
     rows = mixed_rows(18)
     logits = torch.randn(18, VOCABULARY) * 2
-    healthy = Sampler().sample(logits.clone(), rows)
+    healthy = Sampler().sample(logits.clone().numpy(), rows)
     broken = {2: float("nan"), 3: float("inf"), 10: float("nan"), 11: -float("inf")}
     for i, value in broken.items():
         logits[i, 7] = value
     logits[11] = -float("inf")
-    drawn = Sampler().sample(logits, rows)
+    drawn = Sampler().sample(logits.numpy(), rows)
     for i in range(18):
         assert drawn[i] == (Drawn(-1, None) if i in broken else healthy[i])
 
@@ -245,7 +245,7 @@ def test_frequencies_follow_the_softmax() -> None:
             state = SamplerRow(wanted, [0], [], 12)
             state.position = position
             states.append(state)
-        drawn = [token.id for token in Sampler().sample(logits.expand(draws, -1).clone(), states)]
+        drawn = [token.id for token in Sampler().sample(logits.expand(draws, -1).clone().numpy(), states)]
         expected = shares * draws
         chi_square = ((torch.bincount(torch.tensor(drawn), minlength=12) - expected) ** 2 / expected).sum()
         assert chi_square < 11 + 5 * math.sqrt(2 * 11)
