@@ -87,13 +87,15 @@ class Runner:
         scored = score(partial(score_on_host, self._decoder.logits, self._decoder.vocab_size), spans)
         pooled = pool(rows, self._decoder.hidden, self._slots.epochs)
         slots, ids = self._slots.append(rows, ids)
-        slots = np.concatenate([slots, np.array([row.slot for row, _ in pooled], np.int32)])
+        if pooled:
+            slots = np.concatenate([slots, np.array([row.slot for row, _ in pooled], np.int32)])
+            ids = np.concatenate([ids, np.array([token for _, token in pooled], np.int32)])
         return StepResult(
             crew_epoch=self._crew_epoch,
             step_id=plan.step_id,
             slots=slots.tobytes(),
             epochs=self._slots.epochs(slots).tobytes(),
-            ids=np.concatenate([ids, np.array([token for _, token in pooled], np.int32)]).tobytes(),
+            ids=ids.tobytes(),
             logprobs=logprobs + (None,) * len(pooled) if logprobs else (),
             compute_us=(time.perf_counter_ns() - began_ns) // 1000,
             drafted=int(rows.guessed.sum()),
@@ -111,7 +113,9 @@ class Runner:
         ids = np.zeros(len(drawing) + int(rows.guessed.sum()), np.int64)
         logprobs: tuple[TokenLogprob | None, ...] = ()
         if logits is not None:
-            guesses = [rows.guesses.get(row, NO_GUESS).ids.tolist() for row in drawing.tolist()]
+            guesses = []
+            if rows.guesses:
+                guesses = [rows.guesses.get(row, NO_GUESS).ids.tolist() for row in drawing.tolist()]
             drawn = self._sampler.sample(logits, self._slots.samplers(rows.slots[drawing]), guesses)
             ids[:] = [token.id for token in drawn]
             if any(token.logprob is not None for token in drawn):

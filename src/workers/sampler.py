@@ -9,11 +9,11 @@ which so stay the model's own view.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from shoal.cuda_ext import ops
@@ -32,8 +32,7 @@ _NO_IDS: Final = np.zeros(0, np.int64)
 _NO_VALUES: Final = np.zeros(0, np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(Struct, frozen=True):
     """``id`` is -1 where the row's logits held NaN or +inf, or only -inf; ``NOTHING_ALLOWED`` where the request's
     constraints together leave no token; ``GRAMMAR_FAILED`` where its grammar passed a limit."""
 
@@ -203,26 +202,24 @@ class Sampler:
         more, behind its own, and what was drawn behind a guess that was not drawn is ``NOT_KEPT``. Raises ValueError
         where a row with guesses is constrained.
         """
-        places = [
-            _Place(row, guess[:count])
-            for row, guess in zip(rows, guesses or [()] * len(rows), strict=True)
-            for count in range(len(guess) + 1)
-        ]
-        views = list(logits)
-        failures = {}
+        places = _places(rows, guesses)
+        told: dict[int, NDArray[np.float32]] = {}
+        """By number, the logits that log-probabilities are told of where they are not those that are drawn from."""
+        failures: dict[int, int] = {}
         if any(row.adjusts or row.constrained for row in rows):
             # A row that is not finite may warn here; the draw finds it.
             with np.errstate(invalid="ignore", over="ignore"):
-                for place, view in zip(places, views, strict=True):
+                for place, view in zip(places, logits, strict=True):
                     place.row.adjust(view, place.ahead)
-                failures = _constrain(places, views)
+                failures, told = _constrain(places, logits)
         drawn: list[Drawn] = []
         on_the_way = True
         for number, (place, token_id) in enumerate(zip(places, self._draw(logits, places), strict=True)):
             on_the_way = not place.ahead or (on_the_way and drawn[-1].id == place.ahead[-1])
             token_id = failures.get(number, token_id) if on_the_way else NOT_KEPT
-            most = place.row.sampling.logprobs
-            logprob = token_logprob(views[number], token_id, most) if most >= 0 and token_id >= 0 else None
+            most, logprob = place.row.sampling.logprobs, None
+            if most >= 0 and token_id >= 0:
+                logprob = token_logprob(told.get(number, logits[number]), token_id, most)
             drawn.append(Drawn(token_id, logprob))
         return drawn
 
@@ -232,13 +229,22 @@ class Sampler:
         return self._draws.draw(places)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(Struct, frozen=True):
     """Whose logits a row holds."""
 
     row: SamplerRow
-    ahead: Sequence[int]
+    ahead: Sequence[int] = ()
     """Guessed tokens that come before it and that the row has not observed."""
+
+
+def _places(rows: Sequence[SamplerRow], guesses: Sequence[Sequence[int]]) -> list[_Place]:
+    if not guesses:
+        return [_Place(row) for row in rows]
+    return [
+        _Place(row, guess[:count])
+        for row, guess in zip(rows, guesses, strict=True)
+        for count in range(len(guess) + 1)
+    ]
 
 
 class _Draws:
@@ -277,28 +283,35 @@ class _Draws:
 
     def draw(self, places: Sequence[_Place]) -> list[int]:
         """The ids for the first rows of the buffer."""
-        for number, place in enumerate(places):
-            wanted, position = place.row.sampling, place.row.position + len(place.ahead)
-            self._temperature[number] = wanted.temperature
-            self._top_k[number], self._top_p[number] = wanted.top_k, wanted.top_p
-            self._min_p[number] = wanted.min_p
-            self._uniform[number] = uniform(wanted.seed, position) if wanted.temperature else 0.0
-        self._rows.set(len(places))
+        count, wanted = len(places), [place.row.sampling for place in places]
+        self._temperature[:count] = [each.temperature for each in wanted]
+        self._top_k[:count] = [each.top_k for each in wanted]
+        self._top_p[:count] = [each.top_p for each in wanted]
+        self._min_p[:count] = [each.min_p for each in wanted]
+        self._uniform[:count] = [_uniform(place) for place in places]
+        self._rows.set(count)
         self._program.run()
-        ids: list[int] = self._ids[: len(places)].tolist()
+        ids: list[int] = self._ids[:count].tolist()
         return ids
 
 
-def _constrain(places: Sequence[_Place], views: list[NDArray[np.float32]]) -> dict[int, int]:
-    """Constrains the rows that want it; ``views`` keeps what log-probabilities are to be told of. Returns the ids to
-    report in place of a draw, by number."""
-    failures = {}
-    for number, (place, logits) in enumerate(zip(places, views, strict=True)):
+def _uniform(place: _Place) -> float:
+    sampling = place.row.sampling
+    return uniform(sampling.seed, place.row.position + len(place.ahead)) if sampling.temperature else 0.0
+
+
+def _constrain(
+    places: Sequence[_Place], logits: NDArray[np.float32]
+) -> tuple[dict[int, int], dict[int, NDArray[np.float32]]]:
+    """Constrains the rows that want it. Returns the ids to report in place of a draw, and the logits as they were where
+    log-probabilities are to be told of, both by number."""
+    failures, before = {}, {}
+    for number, (place, view) in enumerate(zip(places, logits, strict=True)):
         if place.row.constrained:
             if place.ahead:
                 raise ValueError("constraints go from token to token: nothing can be guessed for this row")
             if place.row.sampling.logprobs >= 0:
-                views[number] = logits.copy()
-            if failure := place.row.constrain(logits):
+                before[number] = view.copy()
+            if failure := place.row.constrain(view):
                 failures[number] = failure
-    return failures
+    return failures, before

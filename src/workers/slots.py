@@ -133,21 +133,24 @@ class SlotTable:
         """Adds what was drawn for each slot, one token and as many more as guesses were right; −1 (no finite logits)
         stands as token 0 until the seat leaves. ids: int32 [S], ``NOT_KEPT`` behind a wrong guess. Returns slots and
         ids without those."""
-        kept = ids != NOT_KEPT
-        slots = np.repeat(rows.slots[rows.draws], rows.guessed[rows.draws] + 1)[kept]
-        ids = ids[kept]
-        first = np.flatnonzero(np.diff(slots, prepend=_FREE))
-        counts = np.diff(first, append=len(slots))
-        places = self._known[slots] + np.arange(len(slots)) - np.repeat(first, counts)
+        slots = rows.slots[rows.draws]
+        places = self._known[slots]
+        if rows.guesses:
+            counts = rows.guessed[rows.draws] + 1
+            kept, first = ids != NOT_KEPT, np.cumsum(counts) - counts
+            places = np.repeat(places - first, counts) + np.arange(len(ids))
+            slots, places, ids = np.repeat(slots, counts)[kept], places[kept], ids[kept]
         if (places >= self._tokens.shape[1]).any():
             raise PlanInvalid("a token was sampled past the session length")
         self._tokens[slots, places] = np.maximum(ids, 0)
-        self._known[slots[first]] += counts.astype(np.int32)
+        before = self._known[slots]
+        self._known[slots] = places + 1
         self._observe(slots, ids)
-        if self._drafter is not None:
-            right = dict(zip(slots[first].tolist(), (counts - 1).tolist(), strict=True))
+        if self._drafter is not None and rows.guesses:
+            known_before = dict(zip(slots.tolist(), before.tolist(), strict=True))
             for row, guess in rows.guesses.items():
-                self._drafter.learn(guess, right[int(rows.slots[row])])
+                slot = int(rows.slots[row])
+                self._drafter.learn(guess, int(self._known[slot]) - known_before[slot] - 1)
         return slots, ids
 
     def reserve(self, slots: Int32s) -> None:
