@@ -72,6 +72,8 @@ class Loop:
             self._apply_requests(self._receive())
             self._dispatch(self._plan())
             self._apply_results(self._collect())
+            # The ranks compute the next step while the frontends are told of this one.
+            self._dispatch(self._plan())
             self._send()
         self._crew.stop()
 
@@ -138,9 +140,12 @@ class Loop:
         events, self._events = self._events, []
         now_ns = time.time_ns()
         for each in events:
-            self._account(each, now_ns)
+            if isinstance(each, Emitted):
+                self._stats.emitted(each, now_ns)
             self._gateway.post(each)
         self._gateway.flush(self._core.pipeline.last_step_id)
+        for each in events:
+            self._account(each, now_ns)
         self._gateway.tell(Availability(self._ready_to_serve, self._core.limits, self._slumber.level))
         self._answer_who_waits_for_sleep()
         self._check_when_idle()
@@ -204,9 +209,6 @@ class Loop:
         self._events += lost
 
     def _account(self, happened: Event, now_ns: int) -> None:
-        if isinstance(happened, Emitted):
-            self._stats.emitted(happened, now_ns)
-            return
         if isinstance(happened, Pooled):
             self._stats.pooled(happened)
         if not isinstance(happened, Ended):
