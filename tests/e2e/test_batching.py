@@ -147,7 +147,7 @@ def test_gone_clients_leave_no_block(server: Server) -> None:
 
 def test_a_queued_client_that_leaves_is_forgotten() -> None:
     async def queue_and_leave(url: str) -> None:
-        body = {"prompt": "Hello", "max_tokens": 1500, "ignore_eos": True, "temperature": 2.0}
+        body = {"prompt": "Hello", "max_tokens": 900, "ignore_eos": True, "temperature": 2.0}
         busy = asyncio.create_task(complete(url, body))
         await asyncio.sleep(0.5)
         async with httpx.AsyncClient(timeout=0.7) as client:
