@@ -1,5 +1,5 @@
-// The activations of gated feed-forward layers where their product is rounded to bfloat16 at once: within 2^-16 of
-// themselves, at less than half of what activate.h takes. For AVX-512; NaN in, NaN out.
+// The activations of gated feed-forward layers where their product is rounded to bfloat16 at once: within 2^-15 of
+// themselves or 2^-126 of x, at less than half of what activate.h takes. For AVX-512; NaN in, NaN out.
 #pragma once
 
 #include "vec.h"
