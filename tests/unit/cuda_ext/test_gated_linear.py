@@ -110,14 +110,14 @@ def test_activations_of_any_size(fresh: torch.Generator, kind: Activation, rows:
 
 def test_a_row_depends_on_nothing_else(fresh: torch.Generator) -> None:
     """Neither on other rows nor on threads, nor on what its buffer held before."""
-    weight, narrower = weight_of(fresh, FORMATS[0], 160, 192), weight_of(fresh, FORMATS[5], 25, 160)
-    x, bias = randn(fresh, 150, 192), randn(fresh, 50)
+    weight, narrower = weight_of(fresh, FORMATS[0], 160, 608), weight_of(fresh, FORMATS[5], 25, 160)
+    x, bias = randn(fresh, 530, 608), randn(fresh, 50)
     rows = gated_linear(x, weight, "silu")
-    whole = down(rows, 150, narrower, bias)
+    whole = down(rows, 530, narrower, bias)
     for threads in (1, 2, 3):
         eager.set_threads(threads)
-        for count in (*range(1, 20), 1, 150):
-            first = int(torch.randint(0, 151 - count, (), generator=fresh))
+        for count in (*range(1, 20), 1, 135, 150, 530):
+            first = int(torch.randint(0, 531 - count, (), generator=fresh))
             part = slice(first, first + count)
             gated_linear(x[part], weight, "silu", into=rows)
             assert torch.equal(down(rows, count, narrower, bias), whole[part])

@@ -128,7 +128,7 @@ def test_a_row_does_not_depend_on_the_others_or_on_threads(fresh: torch.Generato
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_many_rows_give_what_few_give(fresh: torch.Generator, form: WeightFormat) -> None:
-    """Inputs in several parts, whole and ragged tiles, even and odd numbers of tiles and panels, several items."""
+    """Whole and ragged tiles, even and odd numbers of tiles and panels, several items."""
     for outputs, inputs, most in ((75, 610, 139), (96, 1000, 113), (17, 300, 530)):
         packed = pack_quantised(random_groups(fresh, form, outputs, inputs), inputs)
         x, bias = randn(fresh, most, inputs), randn(fresh, outputs)

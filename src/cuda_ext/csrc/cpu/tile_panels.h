@@ -208,18 +208,19 @@ void multiply_item(const Product& p, const NarrowRows& x, const Item& item, cons
     multiply_tiles<Tiles, Block>(p, x, item, put);
 }
 
-// --- products of many rows ---
+// --- products of many rows with panels in pairs ---
 
 // Two panels against two tiles of rows at a time, a part of the inputs after the other: a part's weights are made once for
 // all rows of the item and stay in the first-level cache, while the rows come out of the second-level one. Between two parts
-// sums are put away as they are, and so the chain of additions is that of few rows.
+// sums are put away as they are, and so the chain of additions is that of few rows. Where float32 rows are the result, two
+// threads lose more by it than they gain.
 
 // Tiles: sums 0 to 3, weights 4 and 5, rows 6 and 7. DO(sums, their place).
-#define EACH_OF_PAIRS(DO)                          \
-    DO(0, 0)                                       \
-    if constexpr (Tiles > 1) { DO(1, 1) }          \
-    if constexpr (Panels > 1) { DO(2, Tiles) }     \
-    if constexpr (Panels * Tiles > 2) { DO(3, 3) }
+#define EACH_OF_PAIR(DO)                  \
+    DO(0, 0)                              \
+    if constexpr (Tiles > 1) { DO(1, 1) } \
+    DO(2, Tiles)                          \
+    if constexpr (Tiles > 1) { DO(3, 3) }
 #define ZERO_PLACE(SUMS, PLACE) _tile_zero(SUMS);
 #define LOAD_PLACE(SUMS, PLACE) _tile_loadd(SUMS, from[PLACE], kTileLine);
 #define STORE_PLACE(SUMS, PLACE) _tile_stored(SUMS, to[PLACE], kTileLine);
@@ -232,39 +233,29 @@ struct Part {
 };
 
 // from: the sums of the parts before, or null.
-template <int Panels, int Tiles>
-INLINE void multiply_pairs(const Part& part, const Sums* from, Sums* to) {
+template <int Tiles>
+INLINE void multiply_pair(const Part& part, const Sums* from, Sums* to) {
     asm volatile("" ::: "memory");  // the compiler does not know that loads of tiles read memory
     if (from) {
-        EACH_OF_PAIRS(LOAD_PLACE)
+        EACH_OF_PAIR(LOAD_PLACE)
     } else {
-        EACH_OF_PAIRS(ZERO_PLACE)
+        EACH_OF_PAIR(ZERO_PLACE)
     }
     const Narrow* x = part.x;
     for (int64_t strip = 0; strip < part.strips; strip++, x += kTileWords) {
         _tile_loadd(4, part.weights[0][strip], kTileLine);
         _tile_loadd(6, x, kTileLine);
         _tile_dpbf16ps(0, 4, 6);
-        if constexpr (Panels > 1) {
-            _tile_loadd(5, part.weights[1][strip], kTileLine);
-            _tile_dpbf16ps(2, 5, 6);
-        }
+        _tile_loadd(5, part.weights[1][strip], kTileLine);
+        _tile_dpbf16ps(2, 5, 6);
         if constexpr (Tiles > 1) {
             _tile_loadd(7, x + part.next_tile, kTileLine);
             _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
         }
-        if constexpr (Panels * Tiles > 2) _tile_dpbf16ps(3, 5, 7);
     }
-    EACH_OF_PAIRS(STORE_PLACE)
+    EACH_OF_PAIR(STORE_PLACE)
     asm volatile("" ::: "memory");
-}
-
-// The numbers of panels and tiles, 1 or 2, become constants.
-INLINE void multiply_up_to_two(int64_t panels, int64_t tiles, const Part& part, const Sums* from, Sums* to) {
-    if (panels == 2 && tiles == 2) return multiply_pairs<2, 2>(part, from, to);
-    if (panels == 2) return multiply_pairs<2, 1>(part, from, to);
-    if (tiles == 2) return multiply_pairs<1, 2>(part, from, to);
-    multiply_pairs<1, 1>(part, from, to);
 }
 
 // next: the strips that are unpacked after these ones.
@@ -284,35 +275,35 @@ void multiply_many(const Product& p, const NarrowRows& x, const Item& item, cons
     Scratch& s = scratch();
     load_shapes(p.rows);
     const int64_t tiles = item.last_tile - item.first_tile, parts = (x.strips + kPartStrips - 1) / kPartStrips;
-    for (int64_t panel = item.first_panel; panel < item.last_panel; panel += 2) {
-        const int64_t panels = min_of(2, item.last_panel - panel);
-        for (int64_t part = 0; part < parts; part++) {
-            const int64_t first = cut(x.strips, part, parts), strips = cut(x.strips, part + 1, parts) - first;
-            const bool is_last = part + 1 == parts;
-            for (int64_t i = 0; i < panels; i++) {
-                const uint8_t* weights = p.panels.at(panel + i) + first * Block::kBytes;
-                const uint8_t* next = is_last ? p.panels.at(panel + i + 2) : weights + strips * Block::kBytes;
-                unpack_part<Block>(weights, next, strips, s.weights[i]);
+    for (int64_t panel = item.first_panel; panel < item.last_panel; panel += 2)
+        for (int64_t i = 0; i < parts; i++) {
+            const int64_t first = cut(x.strips, i, parts), strips = cut(x.strips, i + 1, parts) - first;
+            const bool is_last = i + 1 == parts;
+            for (int64_t place = 0; place < 2; place++) {
+                const uint8_t* weights = p.panels.at(panel + place) + first * Block::kBytes;
+                const uint8_t* next = is_last ? p.panels.at(panel + place + 2) : weights + strips * Block::kBytes;
+                unpack_part<Block>(weights, next, strips, s.weights[place]);
             }
             for (int64_t tile = 0; tile < tiles; tile += 2) {
                 const int64_t count = min_of(2, tiles - tile);
-                Sums* held = s.held[tile / 2];
-                multiply_up_to_two(panels, count, {s.weights, x.tile(tile) + first * kTileWords, x.strips * kTileWords, strips},
-                                   part > 0 ? held : nullptr, is_last ? s.sums : held);
-                for (int64_t i = 0; is_last && i < panels; i += Put::kPanels)
-                    put({item.first_tile + tile, count, panel + i, s.sums + i * count});
+                const Part part{s.weights, x.tile(tile) + first * kTileWords, x.strips * kTileWords, strips};
+                const Sums* from = i > 0 ? s.held[tile / 2] : nullptr;
+                Sums* to = is_last ? s.sums : s.held[tile / 2];
+                if (count == 2)
+                    multiply_pair<2>(part, from, to);
+                else
+                    multiply_pair<1>(part, from, to);
+                if (is_last) put({item.first_tile + tile, count, panel, s.sums});
             }
         }
-    }
     _tile_release();
 }
 
 template <typename Block, typename Put>
 void multiply_rows(const Product& p, const NarrowRows& x, const Item& item, const Put& put) {
-    if (item.last_tile - item.first_tile > kMostTiles)
-        multiply_many<Block>(p, x, item, put);
-    else
-        multiply_item<Block>(p, x, item, put);
+    if constexpr (Put::kPanels == 2)
+        if (item.last_tile - item.first_tile > kMostTiles) return multiply_many<Block>(p, x, item, put);
+    multiply_item<Block>(p, x, item, put);
 }
 
 // x: the item's rows. The format becomes a constant.
@@ -334,7 +325,8 @@ int multiply_panels(const Product& p, const Put& put) {
     static Arena memory;
     NarrowRows x{p.narrow, strips_of(p.inputs)};
     const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows, copies = tiles > 1 ? tiles : thread_count();
-    const int64_t fitting = min_of(kMostOfMany, kMostRowBytes / at_least_one(x.tile_bytes())), most = max_of(kMostTiles, fitting);
+    const int64_t fitting = min_of(kMostOfMany, kMostRowBytes / at_least_one(x.tile_bytes()));
+    const int64_t most = Put::kPanels == 2 ? max_of(kMostTiles, fitting) : kMostTiles;
     const int64_t blocks = (tiles + most - 1) / most;
     if (p.x) x.words = reinterpret_cast<Narrow*>(memory.reserve(copies * x.tile_bytes()));
     if (!x.words) return kNoMemory;
