@@ -355,8 +355,8 @@ def gated_linear(
     rows: Count | None = None,
 ) -> None:
     """out: activation(gate) · up of x · weightᵀ + bias, whose first half of columns are the gates, as bfloat16; x:
-    float32 [rows, columns of weight]. The values are those of ``linear`` and ``gated_activation``, to the bit, rounded.
-    For levels with tiles: ``gates_in_product``."""
+    float32 [rows, columns of weight]. The sums are those of ``linear``, to the bit; the activation is within 2^-15 of
+    itself before its product is rounded. For levels with tiles: ``gates_in_product``."""
     most, columns = x.shape
     rows = _counted(rows, most)
     gate, up = weight.halves()

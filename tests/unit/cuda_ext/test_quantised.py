@@ -125,6 +125,18 @@ def test_a_row_does_not_depend_on_the_others_or_on_threads(fresh: torch.Generato
             assert torch.equal(eager.linear(x[part], packed, bias), whole[part])
 
 
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_many_rows_give_what_few_give(fresh: torch.Generator, form: WeightFormat) -> None:
+    """Whole and ragged tiles, even and odd numbers of tiles and panels, several items."""
+    for outputs, inputs, most in ((75, 610, 139), (96, 1000, 113), (17, 300, 530)):
+        packed = pack_quantised(random_groups(fresh, form, outputs, inputs), inputs)
+        x, bias = randn(fresh, most, inputs), randn(fresh, outputs)
+        few = torch.cat([eager.linear(part, packed, bias) for part in x.split(37)])
+        for rows in (most, most - 10, 100):
+            assert torch.equal(eager.linear(x[:rows], packed, bias), few[:rows])
+
+
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_levels_agree_to_the_bit(fresh: torch.Generator, levels: list[str], form: WeightFormat) -> None:
     """Those without tiles, which round otherwise."""

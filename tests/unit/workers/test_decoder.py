@@ -129,10 +129,10 @@ def test_bfloat16_is_close_to_float32(description: ModelDescription) -> None:
 
 @DESCRIPTIONS
 @pytest.mark.parametrize("quantization", ["w8", "w4"])
-def test_gates_in_the_product_change_nothing(
+def test_gates_in_the_product_are_those_of_two_operators(
     description: ModelDescription, quantization: Quantization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One operator for gates, ups and their product, or two: the same to the bit."""
+    """One operator for gates, ups and their product, or two: but for a rounding of activations."""
     compiled = library()
     if compiled is None or not compiled.has_tiles:
         pytest.skip("there are no tiles")
@@ -148,7 +148,7 @@ def test_gates_in_the_product_change_nothing(
     found = run()
     assert torch.equal(Driver(whole, parameters, LENGTH).logits([(Sequence(ids), LENGTH)]), found)
     monkeypatch.setattr(ops, "gates_in_product", lambda *_: False)
-    assert torch.equal(run(), found)
+    assert (run() - found).square().mean().sqrt() < 0.005 * found.std()
 
 
 def test_windowed_layers_forget_and_local_rope_is_theirs_alone() -> None:

@@ -2,7 +2,7 @@
 #include "gated_linear_amx.h"
 
 #if defined(__AMX_BF16__)
-#include "activate.h"
+#include "activate_narrow.h"
 #include "tile_panels.h"
 
 namespace {
@@ -58,7 +58,9 @@ int multiply(const GatedLinearArgs& a) {
 
 }  // namespace
 
-int gated_linear_amx(const GatedLinearArgs& a) { return (a.kind == kSilu ? multiply<silu> : multiply<gelu_tanh>)(a); }
+int gated_linear_amx(const GatedLinearArgs& a) {
+    return a.kind == kSilu ? multiply<narrow_silu>(a) : multiply<narrow_gelu_tanh>(a);
+}
 
 #else
 

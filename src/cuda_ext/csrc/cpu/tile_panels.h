@@ -11,7 +11,10 @@
 namespace {
 
 constexpr int64_t kBytesAhead = 3072;          // of weights that are asked of the memory before they are unpacked
-constexpr int64_t kMostTiles = 6;              // of rows, whose sums stay in tiles
+constexpr int64_t kMostTiles = 6;              // of few rows, whose sums stay in tiles
+constexpr int64_t kMostOfMany = 32;            // tiles of rows of an item
+constexpr int64_t kMostRowBytes = 800 << 10;   // of an item's rows: they stay in the second-level cache
+constexpr int64_t kPartStrips = 9;             // two panels' weights of them leave the first-level cache room for rows
 constexpr int64_t kRing = 8;                   // strips whose weights wait for their use
 constexpr int64_t kItemsAThread = 2;           // so that a thread that is held up has less to do
 constexpr int64_t kItemsOfBlocks = 4;          // the same for many rows
@@ -51,7 +54,7 @@ struct Item {
     int64_t first_tile, last_tile, first_panel, last_panel;
 };
 
-// The sums of some tiles of rows with some panels: those of the first panel, then those of the next one.
+// The sums of some tiles of rows with Put::kPanels panels: those of the first panel, then those of the next one.
 struct TileSums {
     int64_t tile, tiles, panel;
     const Sums* sums;
@@ -60,6 +63,8 @@ struct TileSums {
 struct Scratch {
     alignas(64) Narrow ring[kRing][kTileWords];
     alignas(64) Sums sums[2 * kMostTiles];
+    alignas(64) Narrow weights[2][kPartStrips][kTileWords];
+    alignas(64) Sums held[kMostOfMany / 2][4];  // between the parts
 };
 
 INLINE Scratch& scratch() {
@@ -139,7 +144,7 @@ class Stream {
     Narrow (*ring_)[kTileWords];
 };
 
-// --- products ---
+// --- products of few rows ---
 
 // Tiles: sums 0 to 5, rows 6, weights 7. They are named by literals: DO(sums), for each tile of rows; the panels of a single
 // one take turns at two.
@@ -203,16 +208,114 @@ void multiply_item(const Product& p, const NarrowRows& x, const Item& item, cons
     multiply_tiles<Tiles, Block>(p, x, item, put);
 }
 
+// --- products of many rows with panels in pairs ---
+
+// Two panels against two tiles of rows at a time, a part of the inputs after the other: a part's weights are made once for
+// all rows of the item and stay in the first-level cache, while the rows come out of the second-level one. Between two parts
+// sums are put away as they are, and so the chain of additions is that of few rows. Where float32 rows are the result, two
+// threads lose more by it than they gain.
+
+// Tiles: sums 0 to 3, weights 4 and 5, rows 6 and 7. DO(sums, their place).
+#define EACH_OF_PAIR(DO)                  \
+    DO(0, 0)                              \
+    if constexpr (Tiles > 1) { DO(1, 1) } \
+    DO(2, Tiles)                          \
+    if constexpr (Tiles > 1) { DO(3, 3) }
+#define ZERO_PLACE(SUMS, PLACE) _tile_zero(SUMS);
+#define LOAD_PLACE(SUMS, PLACE) _tile_loadd(SUMS, from[PLACE], kTileLine);
+#define STORE_PLACE(SUMS, PLACE) _tile_stored(SUMS, to[PLACE], kTileLine);
+
+// A part of the inputs: its weights, and its strips of the first tile of rows, ``next_tile`` words before the second one's.
+struct Part {
+    const Narrow (*weights)[kPartStrips][kTileWords];
+    const Narrow* x;
+    int64_t next_tile, strips;
+};
+
+// from: the sums of the parts before, or null.
+template <int Tiles>
+INLINE void multiply_pair(const Part& part, const Sums* from, Sums* to) {
+    asm volatile("" ::: "memory");  // the compiler does not know that loads of tiles read memory
+    if (from) {
+        EACH_OF_PAIR(LOAD_PLACE)
+    } else {
+        EACH_OF_PAIR(ZERO_PLACE)
+    }
+    const Narrow* x = part.x;
+    for (int64_t strip = 0; strip < part.strips; strip++, x += kTileWords) {
+        _tile_loadd(4, part.weights[0][strip], kTileLine);
+        _tile_loadd(6, x, kTileLine);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, part.weights[1][strip], kTileLine);
+        _tile_dpbf16ps(2, 5, 6);
+        if constexpr (Tiles > 1) {
+            _tile_loadd(7, x + part.next_tile, kTileLine);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    EACH_OF_PAIR(STORE_PLACE)
+    asm volatile("" ::: "memory");
+}
+
+// next: the strips that are unpacked after these ones.
+template <typename Block>
+INLINE void unpack_part(const uint8_t* strip, const uint8_t* next, int64_t strips, Narrow (*to)[kTileWords]) {
+    typename Block::Factors factors[2];
+    factors[0].read(strip);
+    for (int64_t i = 0; i < strips; i++, strip += Block::kBytes, next += Block::kBytes) {
+        Block::fetch(next);
+        if (i + 1 < strips) factors[(i + 1) % 2].read(strip + Block::kBytes);
+        Block::unpack(strip, factors[i % 2], to[i]);
+    }
+}
+
+template <typename Block, typename Put>
+void multiply_many(const Product& p, const NarrowRows& x, const Item& item, const Put& put) {
+    Scratch& s = scratch();
+    load_shapes(p.rows);
+    const int64_t tiles = item.last_tile - item.first_tile, parts = (x.strips + kPartStrips - 1) / kPartStrips;
+    for (int64_t panel = item.first_panel; panel < item.last_panel; panel += 2)
+        for (int64_t i = 0; i < parts; i++) {
+            const int64_t first = cut(x.strips, i, parts), strips = cut(x.strips, i + 1, parts) - first;
+            const bool is_last = i + 1 == parts;
+            for (int64_t place = 0; place < 2; place++) {
+                const uint8_t* weights = p.panels.at(panel + place) + first * Block::kBytes;
+                const uint8_t* next = is_last ? p.panels.at(panel + place + 2) : weights + strips * Block::kBytes;
+                unpack_part<Block>(weights, next, strips, s.weights[place]);
+            }
+            for (int64_t tile = 0; tile < tiles; tile += 2) {
+                const int64_t count = min_of(2, tiles - tile);
+                const Part part{s.weights, x.tile(tile) + first * kTileWords, x.strips * kTileWords, strips};
+                const Sums* from = i > 0 ? s.held[tile / 2] : nullptr;
+                Sums* to = is_last ? s.sums : s.held[tile / 2];
+                if (count == 2)
+                    multiply_pair<2>(part, from, to);
+                else
+                    multiply_pair<1>(part, from, to);
+                if (is_last) put({item.first_tile + tile, count, panel, s.sums});
+            }
+        }
+    _tile_release();
+}
+
+template <typename Block, typename Put>
+void multiply_rows(const Product& p, const NarrowRows& x, const Item& item, const Put& put) {
+    if constexpr (Put::kPanels == 2)
+        if (item.last_tile - item.first_tile > kMostTiles) return multiply_many<Block>(p, x, item, put);
+    multiply_item<Block>(p, x, item, put);
+}
+
 // x: the item's rows. The format becomes a constant.
 template <typename Put>
 void multiply_format(const Product& p, const NarrowRows& x, const Item& item, const Put& put) {
     const auto with = [&](auto with_offset, auto without) { (p.has_offset ? with_offset : without)(p, x, item, put); };
     if (p.bits == 4)
-        with(multiply_item<TileBlock<4, 32, true>, Put>, multiply_item<TileBlock<4, 32, false>, Put>);
+        with(multiply_rows<TileBlock<4, 32, true>, Put>, multiply_rows<TileBlock<4, 32, false>, Put>);
     else if (p.group == 32)
-        with(multiply_item<TileBlock<8, 32, true>, Put>, multiply_item<TileBlock<8, 32, false>, Put>);
+        with(multiply_rows<TileBlock<8, 32, true>, Put>, multiply_rows<TileBlock<8, 32, false>, Put>);
     else
-        with(multiply_item<TileBlock<8, 16, true>, Put>, multiply_item<TileBlock<8, 16, false>, Put>);
+        with(multiply_rows<TileBlock<8, 16, true>, Put>, multiply_rows<TileBlock<8, 16, false>, Put>);
 }
 
 // Calls put(sums) for every Put::kPanels panels with every few tiles of rows, from any thread. Up to 16 rows of floats each
@@ -222,7 +325,9 @@ int multiply_panels(const Product& p, const Put& put) {
     static Arena memory;
     NarrowRows x{p.narrow, strips_of(p.inputs)};
     const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows, copies = tiles > 1 ? tiles : thread_count();
-    const int64_t blocks = (tiles + kMostTiles - 1) / kMostTiles;
+    const int64_t fitting = min_of(kMostOfMany, kMostRowBytes / at_least_one(x.tile_bytes()));
+    const int64_t most = Put::kPanels == 2 ? max_of(kMostTiles, fitting) : kMostTiles;
+    const int64_t blocks = (tiles + most - 1) / most;
     if (p.x) x.words = reinterpret_cast<Narrow*>(memory.reserve(copies * x.tile_bytes()));
     if (!x.words) return kNoMemory;
     if (p.x && tiles > 1)
