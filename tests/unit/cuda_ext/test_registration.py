@@ -206,8 +206,9 @@ def test_an_operator_gives_what_its_twin_gives(
     found, expected = getattr(torch.ops.shoal, name)(*arguments), twin()
     if found is None:
         found = [arguments[0], *arguments[5:7]]
-    # the level with tiles takes 16 bits of an activation where weights or cache are bfloat16
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # the level with tiles takes 16 bits of an activation where weights are bfloat16, and 8 where the cache is
+    tolerance = 0.03 if name == "paged_attention" else 1e-4
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=tolerance)
 
 
 @pytest.mark.parametrize(("name", "make"), CASES)

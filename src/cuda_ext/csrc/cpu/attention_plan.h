@@ -17,13 +17,13 @@ struct AttentionSpan {
 
 // Rows are whole tiles of 16.
 struct AttentionScratch {
-    int64_t* positions;  // [rows]
+    int32_t* positions;  // [rows]
     float* q;            // [rows, dim]
     float* columns;      // [dim, kTile]: keys
     float* scores;       // [rows, kTile]
     float* sums;         // [rows, dim rounded up]
-    uint16_t* query_parts;   // [rows, dim, 2] and
-    uint16_t* weight_parts;  // [rows, kTile, 2], as tiles take them (tile_product.h)
+    uint16_t* queries;   // [rows, dim] and
+    uint16_t* weights;   // [16, kTile], in bfloat16 as tiles take them (attention_tiles.h)
     float* peak;         // [rows]
     float* total;        // [rows]
     float* values;       // [kTile, dim rounded up]

@@ -12,6 +12,11 @@ int64_t span_tokens(const AttentionArgs& a) {
     return tokens > 1 ? tokens : 1;
 }
 
+// Of one span, in whole tiles.
+int64_t span_rows(const AttentionArgs& a) {
+    return (span_tokens(a) * (a.heads / a.kv_heads) + kTileRows - 1) / kTileRows * kTileRows;
+}
+
 int64_t tokens_of(const AttentionArgs& a, int64_t sequence) {
     return a.query_starts[sequence + 1] - a.query_starts[sequence];
 }
@@ -60,16 +65,16 @@ void list_spans(const AttentionArgs& a, AttentionSpan* next) {
 }
 
 AttentionScratch carve(Carver& from, const AttentionArgs& a) {
-    const int64_t rows = (span_tokens(a) * (a.heads / a.kv_heads) + kTileRows - 1) / kTileRows * kTileRows;
+    const int64_t rows = span_rows(a);
     const int64_t padded_dim = (a.dim + kWidestVec - 1) / kWidestVec * kWidestVec;
     AttentionScratch scratch;
-    scratch.positions = from.take<int64_t>(rows);
+    scratch.positions = from.take<int32_t>(rows);
     scratch.q = from.take<float>(rows * a.dim);
     scratch.columns = from.take<float>(kTile * padded_dim);
     scratch.scores = from.take<float>(rows * kTile);
     scratch.sums = from.take<float>(rows * padded_dim);
-    scratch.query_parts = from.take<uint16_t>(rows * a.dim * 2);
-    scratch.weight_parts = from.take<uint16_t>(rows * kTile * 2);
+    scratch.queries = from.take<uint16_t>(rows * a.dim);
+    scratch.weights = from.take<uint16_t>(kTileRows * kTile);
     scratch.peak = from.take<float>(rows);
     scratch.total = from.take<float>(rows);
     scratch.values = from.take<float>(kTile * padded_dim);
@@ -86,7 +91,7 @@ constexpr int64_t kItemsAThread = 4;  // so that a thread that is held up has le
 int attend_by_section(const AttentionArgs& a, const Work& work, int64_t scratch_bytes, char* memory) {
     static Arena span_memory, item_memory, part_memory;
     const int64_t padded_dim = (a.dim + kWidestVec - 1) / kWidestVec * kWidestVec;
-    const int64_t part = span_tokens(a) * (a.heads / a.kv_heads) * (padded_dim + 2);  // floats, at most
+    const int64_t part = span_rows(a) * (padded_dim + 2);  // floats, at most
     auto* spans = reinterpret_cast<AttentionSpan*>(span_memory.reserve(work.spans * int64_t(sizeof(AttentionSpan))));
     auto* items = reinterpret_cast<AttentionSpan*>(item_memory.reserve(work.sections * int64_t(sizeof(AttentionSpan))));
     auto* parts = reinterpret_cast<float*>(part_memory.reserve(work.sections * part * int64_t(sizeof(float))));

@@ -159,15 +159,10 @@ struct AttentionItem : SpanView {
             const float* q = a.q + (span.first_token + row / group) * a.q_token_stride +
                              (span.kv_head * group + row % group) * a.q_head_stride;
             for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(scratch.q + row * a.dim + i, load_n(q + i, n), n); });
-            scratch.positions[row] = first_position + row / group;
+            scratch.positions[row] = int32_t(first_position + row / group);
             scratch.whole_peak[row] = -__builtin_inff();
             scratch.whole_total[row] = 0.0f;
         }
-#if defined(__AMX_BF16__)
-        if (fits_tiles())
-            for (int64_t row = 0; row < rows; row++)
-                split_row(scratch.q + row * a.dim, a.dim, parts_of(scratch.query_parts, row, a.dim / kStrip));
-#endif
         __builtin_memset(scratch.whole_sums, 0, rows * stride * sizeof(float));
     }
 
@@ -359,16 +354,6 @@ struct AttentionItem : SpanView {
             }
         };
 
-#if defined(__AMX_BF16__)
-        if constexpr (kTiles)
-            if (fits_tiles()) {
-                const TileSpan seen{a.dim, begin, end, first, last};
-                score_on_tiles(seen, here.keys, scratch, tiles);
-                weigh_rows();
-                return add_values_on_tiles(seen, here.values, scratch, min_of(rows, round_up(end, kTileRows)), stride,
-                                           tiles);
-            }
-#endif
         transpose_keys(here.keys, first, last, a.dim, scratch.columns, tiles);
         for (int64_t row = begin; row < end; row += kRowsAtOnce)
             score_rows_of<kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, scratch.columns,
@@ -382,25 +367,12 @@ struct AttentionItem : SpanView {
         add_values(pad_values(here.values, first, last), base, begin, end, tiles);
     }
 
-#if defined(__AMX_BF16__)
-    static constexpr bool kTiles = sizeof(Cache) == sizeof(bf16);
-
-    INLINE bool fits_tiles() const { return kTiles && a.dim % kStrip == 0; }
-#endif
-
     void finish() {
         for (int64_t row = 0; row < rows; row++) {
             const int64_t token = span.first_token + row / group, head = span.kv_head * group + row % group;
             float* out = a.out + (token * a.heads + head) * a.dim;
             const float* sums = scratch.whole_sums + row * stride;
             const Vec total = broadcast(scratch.whole_total[row]);
-#if defined(__AMX_BF16__)
-            if (fits_tiles()) {
-                for (int64_t d = 0; d < a.dim; d += kStrip)
-                    put_in_order(load(sums + d) / total, load(sums + d + kWidth) / total, out + d);
-                continue;
-            }
-#endif
             for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(out + i, load(sums + i) / total, n); });
         }
     }
@@ -418,9 +390,6 @@ struct AttentionItem : SpanView {
         const int64_t end = last_base();
         int64_t base = first_base();
         if (base > end) return;
-#if defined(__AMX_BF16__)
-        if (fits_tiles()) load_shapes(rows);
-#endif
         start_section();
         for (; base <= end; base += kTile) {
             tile(base, tiles);
@@ -431,9 +400,6 @@ struct AttentionItem : SpanView {
                 keep_section(base / kSection);
             start_section();
         }
-#if defined(__AMX_BF16__)
-        _tile_release();
-#endif
         if (is_whole()) finish();
     }
 
@@ -448,25 +414,28 @@ struct AttentionItem : SpanView {
     }
 };
 
-template <typename Cache>
+template <typename Item, typename Cache>
 void attend(const AttentionArgs& a, const AttentionSpan* spans, int64_t count, const AttentionScratch& scratch,
             bool merges) {
     if (merges) {
-        for (int64_t i = 0; i < count; i++) AttentionItem<Cache>{{a, spans[i]}, scratch}.merge();
+        for (int64_t i = 0; i < count; i++) Item{{a, spans[i]}, scratch}.merge();
         return;
     }
     TilesAhead<Cache> tiles(a, spans, count);
-    for (int64_t i = 0; i < count; i++) AttentionItem<Cache>{{a, spans[i]}, scratch}.run(tiles);
+    for (int64_t i = 0; i < count; i++) Item{{a, spans[i]}, scratch}.run(tiles);
 }
 
 void paged_attention(const AttentionArgs& a, const AttentionSpan* spans, int64_t count,
                      const AttentionScratch& scratch, bool merges) {
+#if defined(__AMX_BF16__)
+    if (fits_tiles(a)) return attend<TileItem, bf16>(a, spans, count, scratch, merges);
+#endif
     if (a.cache_dtype == kFloat32)
-        attend<float>(a, spans, count, scratch, merges);
+        attend<AttentionItem<float>, float>(a, spans, count, scratch, merges);
     else if (a.cache_dtype == kBFloat16)
-        attend<bf16>(a, spans, count, scratch, merges);
+        attend<AttentionItem<bf16>, bf16>(a, spans, count, scratch, merges);
     else
-        attend<int8_t>(a, spans, count, scratch, merges);
+        attend<AttentionItem<int8_t>, int8_t>(a, spans, count, scratch, merges);
 }
 
 }  // namespace

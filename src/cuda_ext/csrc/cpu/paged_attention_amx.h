@@ -1,5 +1,5 @@
-// Paged attention where the tiles of AMX multiply a bfloat16 cache (tile_product.h). Its rows depend on as little as those of the
-// other levels, from which it differs by rounding queries and weights to 16 bits of mantissa.
+// Paged attention where the tiles of AMX multiply a bfloat16 cache (attention_tiles.h). Its rows depend on as little as those of
+// the other levels, from which it differs by rounding queries and weights to bfloat16.
 #pragma once
 
 #include "attention_plan.h"
