@@ -22,7 +22,9 @@ from shoal.errors import StartError
 from shoal.workers.parallel import Shard
 
 _MIB = 1 << 20
-_BYTES_AHEAD: Final = 512 * _MIB
+_LEAST_AHEAD: Final = 512 * _MIB
+_SHARE_AHEAD: Final = 8
+"""One part in so many of the memory that is left is taken ahead of use."""
 _STEP_BYTES: Final = 64 << 10
 _PATIENCE_S: Final = 0.001
 """What a rank does ahead delays what comes meanwhile."""
@@ -49,7 +51,7 @@ class KVCache:
             block_size,
             cache_row_elements(description.head_dim, dtype),
         )
-        self._ahead = MemoryAhead(description.num_layers)
+        self._ahead = MemoryAhead(description.num_layers, max(_LEAST_AHEAD, available_bytes() // _SHARE_AHEAD))
         if device is None:
             self.keys, self.values = (_allocate(shape, dtype, self._ahead) for _ in range(2))
         else:
@@ -72,8 +74,9 @@ class MemoryAhead:
     would wait. So some of it is asked for ahead of use; not all, since most servers never fill their cache. And not
     more at once after each request: the next one would wait for that. When half is used up, the rest is made up for."""
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, bytes_ahead: int) -> None:
         self._num_layers = num_layers
+        self._bytes_ahead = bytes_ahead
         self._parts: list[tuple[mmap.mmap, int, int]] = []
         """A layer's keys or values each: where they lie."""
         self._taken, self._next_part = 0, 0
@@ -89,7 +92,7 @@ class MemoryAhead:
         """For a millisecond, or until one huge page is there. False where enough lies beyond the first ``used``
         bytes of each part."""
         began_s = time.monotonic()
-        size, ahead = self._parts[0][2], _BYTES_AHEAD // len(self._parts)
+        size, ahead = self._parts[0][2], self._bytes_ahead // len(self._parts)
         self._is_going_on = self._is_going_on or self._taken < min(size, used + ahead // 2)
         while self._is_going_on and self._is_possible and self._taken < min(size, used + ahead):
             self._take_of(*self._parts[self._next_part])
