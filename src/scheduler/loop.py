@@ -1,4 +1,4 @@
-"""The scheduler's loop: receive, apply requests, plan, dispatch, collect, apply results, send.
+"""The scheduler's loop: receive, apply requests, collect, apply results, plan, dispatch, send.
 
 Moves messages between the gateway, the core and the crew, and knows the time; decides nothing itself but when
 to stop. Called by main.
@@ -70,9 +70,8 @@ class Loop:
         """Serves until drained."""
         while not self._drained():
             self._apply_requests(self._receive())
-            self._dispatch(self._plan())
             self._apply_results(self._collect())
-            # The ranks compute the next step while the frontends are told of this one.
+            # The ranks compute the next step while the frontends are told of the last one.
             self._dispatch(self._plan())
             self._send()
         self._crew.stop()

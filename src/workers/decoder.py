@@ -47,7 +47,6 @@ class Decoder:
         self._tables = rope_tables(description, session_len)
         self._pass: _Pass | None = None
         self._head: _Head | None = None
-        self._most_logits = 0
 
     @property
     def vocab_size(self) -> int:
@@ -62,7 +61,7 @@ class Decoder:
         """Runs a step, whose N states are there until the next one."""
         if self._pass is None or not self._pass.inputs.holds(inputs):
             before = self._pass.inputs if self._pass else None
-            self._pass, self._head = _Pass(self, StepBuffers.for_step(inputs, before)), None
+            self._pass = _Pass(self, StepBuffers.for_step(inputs, before))
         self._pass.inputs.load(inputs)
         self._pass.program.run()
 
@@ -75,15 +74,14 @@ class Decoder:
     def logits(self, states: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """[S, vocabulary] of S of the N states on rank 0, None on the others; overwritten by the next call."""
         assert self._pass is not None
-        count = len(states)
-        if self._head is None or count > self._head.rows.most:
-            most = max(count, _FEWEST_STATES, self._most_logits)
-            self._most_logits, self._head = most, _Head(self, self._pass.final, most)
-        self._head.rows.set(count)
-        self._head.states[:count] = states
-        self._head.program.run()
-        gathered = self._head.gathered
-        return None if gathered is None else gathered[:count]
+        count, head = len(states), self._head
+        if head is None or head.final is not self._pass.final or count > head.rows.most:
+            held = _FEWEST_STATES if head is None else head.rows.most
+            head = self._head = _Head(self, self._pass.final, max(count, held))
+        head.rows.set(count)
+        head.states[:count] = states
+        head.program.run()
+        return None if head.gathered is None else head.gathered[:count]
 
 
 class _Head:
@@ -92,6 +90,7 @@ class _Head:
     def __init__(self, decoder: Decoder, final: Tensor, most: int) -> None:
         """final: float32 [at least N, hidden]; at most ``most`` of its rows at a time."""
         description, weight = decoder._description, decoder._parameters.head
+        self.final = final
         self.rows = Count(most)
         self.states = np.zeros(most, np.int64)
         hidden = _zeros(most, description.hidden_size)

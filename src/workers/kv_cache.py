@@ -51,7 +51,8 @@ class KVCache:
             block_size,
             cache_row_elements(description.head_dim, dtype),
         )
-        self._ahead = MemoryAhead(description.num_layers, max(_LEAST_AHEAD, available_bytes() // _SHARE_AHEAD))
+        ahead = max(_LEAST_AHEAD, available_bytes() // _SHARE_AHEAD) if device is None else 0
+        self._ahead = MemoryAhead(description.num_layers, ahead)
         if device is None:
             self.keys, self.values = (_allocate(shape, dtype, self._ahead) for _ in range(2))
         else:

@@ -138,19 +138,14 @@ class SlotTable:
         if rows.guesses:
             counts = rows.guessed[rows.draws] + 1
             kept, first = ids != NOT_KEPT, np.cumsum(counts) - counts
+            self._learn(rows, np.add.reduceat(kept.astype(np.int32), first) - 1)
             places = np.repeat(places - first, counts) + np.arange(len(ids))
             slots, places, ids = np.repeat(slots, counts)[kept], places[kept], ids[kept]
         if (places >= self._tokens.shape[1]).any():
             raise PlanInvalid("a token was sampled past the session length")
         self._tokens[slots, places] = np.maximum(ids, 0)
-        before = self._known[slots]
         self._known[slots] = places + 1
         self._observe(slots, ids)
-        if self._drafter is not None and rows.guesses:
-            known_before = dict(zip(slots.tolist(), before.tolist(), strict=True))
-            for row, guess in rows.guesses.items():
-                slot = int(rows.slots[row])
-                self._drafter.learn(guess, int(self._known[slot]) - known_before[slot] - 1)
         return slots, ids
 
     def reserve(self, slots: Int32s) -> None:
@@ -192,6 +187,13 @@ class SlotTable:
                 rows.guessed[row] = count
                 rows.counts[row] += count
                 room -= count
+
+    def _learn(self, rows: "PlannedRows", right: Int32s) -> None:
+        """right: of each row that draws, how many of its guesses were."""
+        right_of = dict(zip(np.flatnonzero(rows.draws).tolist(), right.tolist(), strict=True))
+        for row, guess in rows.guesses.items():
+            assert self._drafter is not None
+            self._drafter.learn(guess, right_of[row])
 
     def _leave(self, slot: int) -> None:
         if not 0 <= slot < len(self._epochs) or self._epochs[slot] == _FREE:

@@ -20,7 +20,7 @@ STRESS = ROOT / "tests" / "process" / "parallel_stress.cpp"
 NOT_KERNELS = ("test_binding.py", "test_registration.py")
 """Neither other libraries nor torch's compiler are what is looked at here."""
 KERNEL_TESTS = [
-    path.relative_to(ROOT)
+    str(path)
     for path in sorted((ROOT / "tests" / "unit" / "cuda_ext").glob("test_*.py"))
     if path.name not in NOT_KERNELS
 ]
@@ -81,11 +81,12 @@ def checked_library() -> Path:
     return library
 
 
-@pytest.mark.parametrize("tests", KERNEL_TESTS, ids=[path.name for path in KERNEL_TESTS])
-def test_kernels_stay_inside_their_tensors(tests: Path) -> None:
-    done = checked("-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", str(tests))
+@pytest.mark.parametrize("half", [0, 1])
+def test_kernels_stay_inside_their_tensors(half: int) -> None:
+    tests = KERNEL_TESTS[half::2]
+    done = checked("-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", *tests)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-    assert re.search(r"\d passed", done.stdout), done.stdout[-2000:]
+    assert re.search(r"\d{3,} passed", done.stdout), done.stdout[-2000:]
 
 
 PLANTED = {

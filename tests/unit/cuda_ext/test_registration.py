@@ -207,7 +207,9 @@ def test_an_operator_gives_what_its_twin_gives(
     if found is None:
         found = [arguments[0], *arguments[5:7]]
     # the level with tiles takes 16 bits of an activation where weights are bfloat16, and 8 where the cache is
-    tolerance = 0.03 if name == "paged_attention" else 1e-4
+    compiled = binding.library()
+    on_tiles = compiled is not None and compiled.has_tiles
+    tolerance = 0.03 if name == "paged_attention" and on_tiles else 1e-4
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=tolerance)
 
 

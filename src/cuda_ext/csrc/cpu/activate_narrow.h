@@ -10,7 +10,7 @@ namespace {
 // relative error, 2.6e-6, on [0, 1]; the estimate of 1 / sum has 14 bits, and one step of Newton's doubles them.
 INLINE Vec inverse_of_one_plus_power(Vec n) {
     n = min_vec(broadcast(126.0f), n);
-    const Vec rest = (Vec)_mm512_reduce_ps((__m512)n, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    const Vec rest = above_floor(n);
     Vec p = fma(broadcast(1.35341371e-2f), rest, broadcast(5.20114899e-2f));
     p = fma(p, rest, broadcast(2.41442755e-1f));
     p = fma(p, rest, broadcast(6.93003833e-1f));
@@ -20,7 +20,7 @@ INLINE Vec inverse_of_one_plus_power(Vec n) {
     return fma(estimate, (Vec)_mm512_fnmadd_ps((__m512)sum, (__m512)estimate, (__m512)broadcast(1.0f)), estimate);
 }
 
-INLINE Vec narrow_silu(Vec x) { return x * inverse_of_one_plus_power(x * -1.44269504f); }
+INLINE Vec narrow_silu(Vec x) { return x * inverse_of_one_plus_power(x * -kLog2E); }
 
 // (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 · y)).
 INLINE Vec narrow_gelu_tanh(Vec x) {

@@ -14,7 +14,6 @@
 
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
 constexpr float kSlack = 8.0f;                   // weights are at most 2^kSlack
 constexpr int64_t kGroups = kTile / kTileRows;   // of positions
 constexpr int64_t kStrips = kTile / kStrip;      // of positions
@@ -43,8 +42,8 @@ constexpr int64_t kTileFloats = kTileRows * kWidth;
 
 #define LOAD_SUMS(SUMS, OTHER) _tile_loadd(SUMS, sums + SUMS * kTileFloats, kTileLine);
 #define STORE_SUMS(SUMS, OTHER) _tile_stored(SUMS, sums + SUMS * kTileFloats, kTileLine);
-#define MULTIPLY_ROWS(SUMS, OTHER)                                            \
-    _tile_loadd(6, of.rows[SUMS] + strip * of.step, of.row_bytes);    \
+#define MULTIPLY_ROWS(SUMS, OTHER)                                 \
+    _tile_loadd(6, of.rows[SUMS] + strip * of.step, of.row_bytes); \
     _tile_dpbf16ps(SUMS, 6, 4);
 
 // sums: [panels, 16 rows, 16 columns]. totals: null, or the columns' own sums, to which theirs are added.
@@ -70,8 +69,7 @@ INLINE void multiply_columns(const RowsByColumns& of, float* sums, bool starts, 
 // 2^x, and half a unit of the last place of a bfloat16 more, so that cutting it off rounds; 0 below 2^-126. Within 8e-5: a
 // cubic between powers of two (minimax).
 INLINE Vec weight_of(Vec x) {
-    constexpr int kFraction = 1 | 8;  // x - floor(x), silently
-    const Vec r = (Vec)_mm512_reduce_ps((__m512)x, kFraction);
+    const Vec r = above_floor(x);
     Vec p = fma(r, broadcast(0.07802452f), broadcast(0.22606716f));
     p = fma(p, r, broadcast(0.69583354f));
     p = fma(p, r, broadcast(0.99992522f + 0x1p-8f));
@@ -159,13 +157,18 @@ struct TileItem : SpanView {
         }
     }
 
-    void start() {
+    void find_positions() {
+        for (int64_t block = 0; block < blocks; block++)
+            each_row(block, [&](int64_t lane, int64_t token, int64_t) {
+                scratch.positions[block * kTileRows + lane] = int32_t(first_position + token);
+            });
+    }
+
+    void take_queries() {
         const float scale = a.soft_cap != 0 ? float(a.scale / a.soft_cap) : float(a.scale) * kLog2E;
         for (int64_t block = 0; block < blocks; block++) {
-            int32_t* positions = scratch.positions + block * kTileRows;
             const float* q[kTileRows];
             each_row(block, [&](int64_t lane, int64_t token, int64_t head) {
-                positions[lane] = int32_t(first_position + token);
                 q[lane] = a.q + (span.first_token + token) * a.q_token_stride +
                           (span.kv_head * group + head) * a.q_head_stride;
             });
@@ -363,7 +366,8 @@ struct TileItem : SpanView {
     void run(TilesAhead<bf16>& tiles) {
         const int64_t first = first_base(), end = last_base();
         if (first > end) return;
-        start();
+        find_positions();
+        take_queries();
         const bool is_one = span.parts == nullptr && first / kSection == end / kSection;
         if (span.parts == nullptr && !is_one) start_whole();
         load_attention_shapes();
@@ -379,7 +383,7 @@ struct TileItem : SpanView {
     }
 
     void merge() {
-        start();
+        find_positions();
         start_whole();
         const int64_t first = seen_from(first_position) / kSection, last = last_position() / kSection;
         for (int64_t at = first; at <= last; at++) add_section(kept(at), at * kSection);

@@ -318,6 +318,13 @@ INLINE bool any_at_least(Vec v, float least) {
 
 // --- functions: NaN in, NaN out ---
 
+constexpr float kLog2E = 1.44269504f;
+
+#if defined(__AVX512DQ__)
+// x - floor(x).
+INLINE Vec above_floor(Vec x) { return (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+#endif
+
 INLINE Vec power_of_two(IntVec n) { return (Vec)((n + 127) << 23); }
 
 // Within 2 units in the last place; 0 below -87, infinity above 89. What would be denormal is 0: an instruction that gives
@@ -327,7 +334,7 @@ INLINE Vec exp_vec(Vec x) {
     x = max_vec(broadcast(-87.0f), x);
     x = min_vec(broadcast(89.0f), x);
     const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const Vec n = fma(x, broadcast(1.44269504f), magic) - magic;
+    const Vec n = fma(x, broadcast(kLog2E), magic) - magic;
     Vec r = fma(n, broadcast(-0.693359375f), x);
     r = fma(n, broadcast(2.12194440e-4f), r);
     Vec p = broadcast(1.9875691500e-4f);
