@@ -23,7 +23,9 @@ from pathlib import Path
 
 import torch
 from gpu_models import SHAPES, write_model
+from gpu_step import PEAKS
 from serve import processor
+from torch.nn import functional
 
 from shoal.cuda_ext.cuda_binding import LIBRARY, CudaLibrary
 from shoal.cuda_ext.cuda_program import CudaProgram
@@ -33,9 +35,14 @@ ROOT = Path(__file__).resolve().parents[1]
 _LIMIT_S = 540
 _LEAST_SERVING_S = 90
 """To write a model, load it and measure; a model is left out where fewer are left."""
-TESTS = "tests/unit/cuda_ext/cuda"
-PEAKS = {"A100": (2.04e12, 312e12), "H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}
-"""Bytes and bfloat16 FLOPs a second, dense."""
+TESTS = (
+    "tests/unit/cuda_ext/cuda",
+    "tests/unit/workers/test_cuda_decoder.py",
+    "tests/unit/workers/test_cuda_runner.py",
+    "tests/unit/workers/test_cuda_sampler.py",
+    "tests/unit/workers/test_fp8_checkpoints.py",
+    "tests/process/test_cuda_serving.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +108,14 @@ def find_place() -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One call's cost: what it must move and multiply."""
+    """One call's cost: what it must move and multiply. peer: the same, or for narrow weights what they stand for, by
+    torch's own kernels."""
 
     what: str
     nbytes: float
     flops: float
     call: Callable[[], None]
+    peer: Callable[[], object] | None = None
 
 
 class Shapes:
@@ -118,6 +127,7 @@ class Shapes:
         self.heads, self.kv_heads, self.dim = (4, 2, 64) if small else (32, 8, 128)
         self.vocabulary = 300 if small else 128256
         self.rows, self.chunk, self.context = (3, 70, 90) if small else (16, 2048, 4096)
+        self.some_rows = (1, self.rows, self.chunk) if small else (1, self.rows, 64, 256, self.chunk)
         self._place = place
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -137,19 +147,32 @@ class Shapes:
             "add_rms_norm", out=self.zeros(rows, self.hidden), residual=x.float(), x=x, weight=x[0].float(),
             rows=rows, dim=self.hidden, residual_stride=self.hidden, x_stride=self.hidden, dtype=1, eps=1e-5,
         )  # fmt: skip
-        return Measured(f"add_rms_norm, {rows} rows", 12 * size, 0, call)
+        residual, weight = x.float(), x[0].float()
+        return Measured(
+            f"add_rms_norm, {rows} rows",
+            12 * size,
+            0,
+            call,
+            lambda: functional.rms_norm(residual.add_(x), (self.hidden,), weight),
+        )
 
     def gated_activation(self, rows: int) -> Measured:
         sizes = {"rows": rows, "dim": self.ffn, "row_stride": 2 * self.ffn, "dtype": 1}
         gate_up = self.random(rows, 2 * self.ffn)
         call = self.caller("gated_activation", out=self.zeros(rows, self.ffn), gate_up=gate_up, **sizes)
-        return Measured(f"gated_activation, {rows} rows", 6 * rows * self.ffn, 0, call)
+        gate, up = gate_up.chunk(2, dim=1)
+        return Measured(
+            f"gated_activation, {rows} rows",
+            6 * rows * self.ffn,
+            0,
+            call,
+            lambda: functional.silu(gate) * up,
+        )
 
     def linear(self, rows: int, *, narrow: bool = False) -> Measured:
         outputs, inputs = 2 * self.ffn, self.hidden
-        weight, x = self.random(outputs, inputs), self.random(rows, inputs)
-        if narrow:
-            weight = weight.to(torch.float8_e4m3fn)
+        plain, x = self.random(outputs, inputs), self.random(rows, inputs)
+        weight = plain.to(torch.float8_e4m3fn) if narrow else plain
         sizes = {
             "rows": rows,
             "inputs": inputs,
@@ -160,7 +183,9 @@ class Shapes:
         kinds = {"out_stride": outputs, "dtype": 1, "weight_dtype": 4 if narrow else 1, "out_dtype": 1}
         call = self.caller("linear", out=self.zeros(rows, outputs), x=x, weight=weight, **sizes, **kinds)
         what = f"linear {'fp8' if narrow else 'bfloat16'}, {rows} rows"
-        return Measured(what, weight.nbytes, 2.0 * rows * weight.numel(), call)
+        return Measured(
+            what, weight.nbytes, 2.0 * rows * weight.numel(), call, lambda: functional.linear(x, plain)
+        )
 
     def linear_quantised(self, rows: int, bits: int) -> Measured:
         outputs, inputs = 2 * self.ffn, self.hidden
@@ -176,7 +201,14 @@ class Shapes:
         form = {"bits": bits, "group": 32, "has_offset": bits == 4, "dtype": 1, "out_dtype": 1}
         x, out = self.random(rows, inputs), self.zeros(rows, outputs)
         call = self.caller("linear_quantised", out=out, x=x, panels=panels, **sizes, **form)
-        return Measured(f"linear W{bits}, {rows} rows", panels.nbytes, 2.0 * rows * outputs * inputs, call)
+        plain = self.random(outputs, inputs)
+        return Measured(
+            f"linear W{bits}, {rows} rows",
+            panels.nbytes,
+            2.0 * rows * outputs * inputs,
+            call,
+            lambda: functional.linear(x, plain),
+        )
 
     def paged_attention(self, sequences: int, tokens: int, context: int, what: str) -> Measured:
         """Sequences of ``tokens`` new ones each."""
@@ -200,7 +232,19 @@ class Shapes:
         )  # fmt: skip
         seen = tokens * (2 * context - tokens + 1) / 2
         flops = 4 * sequences * seen * self.heads * self.dim
-        return Measured(what, sum(cache.nbytes for cache in caches) + 2 * q.nbytes, flops, call)
+        dense = [
+            self.random(sequences, heads, length, self.dim)
+            for heads, length in ((self.heads, tokens), (self.kv_heads, context), (self.kv_heads, context))
+        ]
+        return Measured(
+            what,
+            sum(cache.nbytes for cache in caches) + 2 * q.nbytes,
+            flops,
+            call,
+            lambda: functional.scaled_dot_product_attention(
+                *dense, is_causal=tokens == context, enable_gqa=True
+            ),
+        )
 
     def draw(self, rows: int) -> Measured:
         columns = {
@@ -236,11 +280,9 @@ class Shapes:
             self.add_rms_norm(self.rows),
             self.add_rms_norm(self.chunk),
             self.gated_activation(self.chunk),
-            self.linear(1),
-            self.linear(self.rows),
-            self.linear(self.chunk),
-            *(self.linear(rows, narrow=True) for rows in (1, self.rows, self.chunk)),
-            *(self.linear_quantised(rows, bits) for bits in (4, 8) for rows in (1, self.rows, self.chunk)),
+            *(self.linear(rows) for rows in self.some_rows),
+            *(self.linear(rows, narrow=True) for rows in self.some_rows),
+            *(self.linear_quantised(rows, bits) for bits in (4, 8) for rows in self.some_rows),
             self.paged_attention(self.rows, 1, self.context, decodes),
             self.paged_attention(1, self.chunk, self.chunk, chunk),
             self.draw(self.rows),
@@ -248,7 +290,7 @@ class Shapes:
         ]
 
 
-def seconds_of(place: Place, call: Callable[[], None]) -> float:
+def seconds_of(place: Place, call: Callable[[], object]) -> float:
     """The median of several runs, each after the caches were written over."""
     if not place.is_chip:
         began_s = time.perf_counter()
@@ -275,12 +317,24 @@ def measure(place: Place) -> None:
         if place.is_chip
         else "\nemulated: times say nothing of a chip"
     )
-    say(f"{'operator':<44}{'µs':>10}{'GB/s':>9}{'TFLOP/s':>9}{'of the bound':>14}")
+    say(f"{'operator':<44}{'µs':>10}{'GB/s':>9}{'TFLOP/s':>9}{'of the bound':>14}{'torch µs':>12}{'ratio':>8}")
     for one in Shapes(place).all():
         taken_s = seconds_of(place, one.call)
         share = f"{max(one.nbytes / peak[0], one.flops / peak[1]) / taken_s:.0%}" if peak else "-"
         rates = f"{one.nbytes / taken_s / 1e9:>9.1f}{one.flops / taken_s / 1e12:>9.2f}"
-        say(f"{one.what:<44}{taken_s * 1e6:>10.1f}{rates}{share:>14}")
+        theirs = f"{'-':>12}{'-':>8}"
+        if one.peer is not None:
+            theirs_s = seconds_of(place, one.peer)
+            theirs = f"{theirs_s * 1e6:>12.1f}{theirs_s / taken_s:>8.2f}"
+        say(f"{one.what:<44}{taken_s * 1e6:>10.1f}{rates}{share:>14}{theirs}")
+
+
+def measure_steps(place: Place) -> bool:
+    """Whole steps of a rank, and what each kernel takes of them."""
+    small = ("--tiny", "--rows", "1,3", "--context", "20", "--chunk", "40")
+    large = ("--shapes", ",".join(SHAPES), "--layers", "8")
+    command = (sys.executable, "benchmarks/gpu_step.py", *(large if place.is_chip else small))
+    return run(*command, SHOAL_CUDA_LIBRARY=str(place.library.path))
 
 
 def watch(place: Place) -> bool:
@@ -331,11 +385,13 @@ def main() -> int:
     place = find_place()
     if not options.skip_tests:
         named = str(place.library.path)
-        if not run(sys.executable, "-m", "pytest", "-q", TESTS, SHOAL_CUDA_LIBRARY=named):
+        if not run(sys.executable, "-m", "pytest", "-q", *TESTS, SHOAL_CUDA_LIBRARY=named):
             failed.append("tests")
         if not watch(place):
             failed.append("compute-sanitizer")
     measure(place)
+    if not measure_steps(place):
+        failed.append("steps")
     if not serve(place, began_s + _LIMIT_S):
         failed.append("server")
     say(f"\n{time.monotonic() - began_s:.0f} s")

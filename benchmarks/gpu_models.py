@@ -58,9 +58,9 @@ _RANDOM = 1 << 22
 """Different numbers; a matrix repeats them."""
 
 
-def write_model(name: str, to: Path, *, tiny: bool) -> Path:
-    """The folder, a shard a layer; about 2 bytes a weight."""
-    config = SHAPES[name] | (_TINY if tiny else {})
+def write_model(name: str, to: Path, *, tiny: bool, layers: int = 0) -> Path:
+    """The folder, a shard a layer; about 2 bytes a weight. layers: as many as there are, where 0."""
+    config = SHAPES[name] | (_TINY if tiny else {}) | ({"num_hidden_layers": layers} if layers else {})
     folder = to / name
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))

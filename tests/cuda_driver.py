@@ -67,4 +67,4 @@ class CudaDriver(Driver):
         results = self.decoder.bring_results()
         self.device.wait()
         self.decoder.check(results)
-        return self.decoder.logits[:tokens].clone()
+        return self.device.fetch(self.decoder.logits[:tokens])

@@ -1,15 +1,36 @@
-"""A library whose tests keep their tensors on the host: for each run they are copied to the device and back."""
+"""What tests compute on: the CUDA kernels as g++ compiles them, or a chip where ``SHOAL_CUDA_LIBRARY`` names a library
+for one. Operators' tests keep their tensors on the host: for each run they are copied to the chip and back."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import emulated
+import pytest
 import torch
 from torch import Tensor
 
 from shoal.cuda_ext.cuda_binding import Call, CudaLibrary, Value
+from shoal.cuda_ext.cuda_device import CudaDevice
 
 _OF_THE_HOST = ("regions", "widths")
 """Fields whose arrays the launcher reads."""
+
+
+def library_path() -> Path:
+    named = os.environ.get("SHOAL_CUDA_LIBRARY")
+    return Path(named) if named else emulated.build()
+
+
+def open_device(*, is_deterministic: bool = False) -> CudaDevice:
+    """The first."""
+    return CudaDevice(CudaLibrary(library_path()), is_deterministic=is_deterministic)
+
+
+def need_emulation() -> None:
+    """For a test of what only the emulation does."""
+    if not CudaLibrary(library_path()).is_emulated:
+        pytest.skip("this is about the emulation")
 
 
 class OnChip(CudaLibrary):

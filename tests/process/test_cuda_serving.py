@@ -1,4 +1,4 @@
-"""A server whose rank computes with the emulated CUDA library: the CPU kernels' tokens over HTTP."""
+"""A server whose rank computes with the CUDA library, emulated or on a chip: the CPU kernels' tokens over HTTP."""
 
 import json
 import os
@@ -12,24 +12,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import emulated
 import pytest
 import tokenizers
 import torch
 import transformers
 from fp8_checkpoints import FORMATS, per_channel_in_powers_of_two
+from on_chip import library_path, need_emulation
 from safetensors.torch import load_file
 from server import API_SERVER, free_port, running_server, wait_ready
 from tokenizers import decoders, models, pre_tokenizers
 
 FLAGS = ("--dtype", "bfloat16", "--instance_num", "3", "--session_len", "64", "--max_prefill_token_num", "16")
 ON_DEVICE = ("--device", "cuda")
+ON_CPU = ("--device", "cpu")
 PROMPTS = ["a", "The quick brown fox jumps over", "lazy dogs", "0123456789" * 3]
 
 
+def on_device(**variables: str) -> dict[str, str]:
+    """Emulated, there are two, unless told otherwise."""
+    return {"SHOAL_CUDA_LIBRARY": str(library_path()), "SHOAL_EMULATED_DEVICES": "2", **variables}
+
+
 def emulation(**variables: str) -> dict[str, str]:
-    """With two devices, unless told otherwise."""
-    return {"SHOAL_CUDA_LIBRARY": str(emulated.build()), "SHOAL_EMULATED_DEVICES": "2", **variables}
+    """For what cannot be had of a chip, or not of one alone."""
+    need_emulation()
+    return on_device(**variables)
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +86,13 @@ def answers(folder: Path, env: dict[str, str], *flags: str) -> list[Answer]:
 
 @pytest.fixture(scope="module")
 def of_the_cpu(tiny: Path) -> list[Answer]:
-    return answers(tiny, {})
+    return answers(tiny, {}, *ON_CPU)
 
 
 @pytest.mark.parametrize("tp", ["1", "2"])
 def test_the_same_tokens_as_on_the_cpu(tiny: Path, of_the_cpu: list[Answer], tp: str) -> None:
-    assert_alike(answers(tiny, emulation(), *ON_DEVICE, "--tp", tp), of_the_cpu)
+    env = on_device() if tp == "1" else emulation()
+    assert_alike(answers(tiny, env, *ON_DEVICE, "--tp", tp), of_the_cpu)
 
 
 def test_the_same_tokens_of_an_fp8_checkpoint(tiny: Path, tmp_path: Path) -> None:
@@ -94,7 +102,7 @@ def test_the_same_tokens_of_an_fp8_checkpoint(tiny: Path, tmp_path: Path) -> Non
     form = replace(FORMATS["compressed per channel"], scale=per_channel_in_powers_of_two)
     form.write(tmp_path / "fp8", config, tensors, {})
     found, expected = (
-        answers(tmp_path / "fp8", env, *flags) for env, flags in ((emulation(), ON_DEVICE), ({}, ()))
+        answers(tmp_path / "fp8", env, *flags) for env, flags in ((on_device(), ON_DEVICE), ({}, ON_CPU))
     )
     assert_alike(found, expected)
 
@@ -167,7 +175,7 @@ def test_all_that_a_request_may_ask_for(tiny: Path) -> None:
         {"prompt": "The fox", "max_tokens": 3, "echo": True, "logprobs": 1},
     ]
     found = []
-    for env, flags in (({}, ()), (emulation(), ON_DEVICE)):
+    for env, flags in (({}, ON_CPU), (on_device(), ON_DEVICE)):
         with running_server(str(tiny), *FLAGS, *flags, env=env) as server, ThreadPoolExecutor(4) as pool:
             posts = [
                 pool.submit(server.post, "/v1/completions", {"model": tiny.name, "temperature": 0} | body)
@@ -185,7 +193,7 @@ def test_all_that_a_request_may_ask_for(tiny: Path) -> None:
 
 def test_vectors(tiny: Path) -> None:
     found = []
-    for env, flags in (({}, ()), (emulation(), ON_DEVICE)):
+    for env, flags in (({}, ON_CPU), (on_device(), ON_DEVICE)):
         with running_server(str(tiny), *FLAGS, *flags, "--task", "embed", env=env) as server:
             status, answer = server.post("/v1/embeddings", {"model": tiny.name, "input": ["some text", "more"]})
             assert status == 200, answer
@@ -214,7 +222,7 @@ def test_a_rank_that_dies_ends_the_crew_and_another_serves(tiny: Path) -> None:
 def test_it_sleeps_and_wakes(tiny: Path) -> None:
     """At level 2 the weights go too."""
     body = {"model": tiny.name, "prompt": "abc", "max_tokens": 8, "temperature": 0}
-    with running_server(str(tiny), *FLAGS, *ON_DEVICE, env=emulation()) as server:
+    with running_server(str(tiny), *FLAGS, *ON_DEVICE, env=on_device()) as server:
         _, before = server.post("/v1/completions", body)
         for level in (1, 2):
             assert server.post(f"/sleep?level={level}", {})[0] == 200

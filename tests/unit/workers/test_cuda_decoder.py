@@ -1,20 +1,19 @@
-"""The decoder over the emulated CUDA library: the CPU decoder's logits and tokens, integer weights, chunks, batches and
+"""The decoder over the CUDA library: the CPU decoder's logits and tokens, integer weights, chunks, batches and
 graphs that change nothing."""
 
 import random
 
-import emulated
 import numpy as np
 import pytest
 import torch
 from cuda_driver import LENGTH, PLAIN, CudaDriver
 from decoding import Driver, MemorySource, Sequence, biased, random_checkpoint, rich
 from msgspec.structs import replace
+from on_chip import need_emulation, open_device
 from torch import Tensor
 
 from shoal.checkpoint.description import ModelDescription
 from shoal.config import Quantization
-from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.workers.cuda_decoder import graph_rows
@@ -32,7 +31,7 @@ DESCRIPTIONS = pytest.mark.parametrize("description", [PLAIN, RICH, BIASED], ids
 
 @pytest.fixture(scope="module")
 def device() -> CudaDevice:
-    return CudaDevice(CudaLibrary(emulated.build()))
+    return open_device()
 
 
 def checkpoint(description: ModelDescription) -> MemorySource:
@@ -144,11 +143,12 @@ def test_a_graph_gives_what_the_operators_give(device: CudaDevice) -> None:
 def test_a_deterministic_device_gives_the_same_on_every_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, where a chip has other instructions for many rows, which it takes unless told not to. (Emulated,
     those add up exactly: only a chip can show a difference.)"""
+    need_emulation()
     description, ids = replace(PLAIN, hidden_size=128, ffn_size=128), prompt(LENGTH)
     found = []
     for chip, is_deterministic in (("80", False), ("90", True), ("90", False)):
         monkeypatch.setenv("SHOAL_EMULATED_CHIP", chip)
-        device = CudaDevice(CudaLibrary(emulated.build()), is_deterministic=is_deterministic)
+        device = open_device(is_deterministic=is_deterministic)
         driver = CudaDriver(device, description, load(device, description, dtype=torch.float16))
         found.append(driver.step([(Sequence(ids), LENGTH), (Sequence(ids[::-1]), LENGTH)]))
     assert torch.equal(found[1], found[0])

@@ -1,15 +1,14 @@
-"""Steps that are started before the one before is read, on the emulated device: the same results as one at a time."""
+"""Steps that are started before the one before is read, on the device: the same results as one at a time."""
 
 import random
 from typing import Any
 
-import emulated
 import pytest
 import torch
 from decoding import random_checkpoint
+from on_chip import need_emulation, open_device
 
 from shoal.checkpoint.description import ModelDescription, Rope
-from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.messages import Sampling, Seat, StepPlan, StepResult
 from shoal.wire import pack_ids, unpack_ids
@@ -44,7 +43,7 @@ SEATS, BLOCK, BLOCKS, CONTEXT = 5, 8, 40, 48
 
 @pytest.fixture(scope="module")
 def device() -> CudaDevice:
-    return CudaDevice(CudaLibrary(emulated.build()))
+    return open_device()
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +145,7 @@ def test_one_step_ahead_gives_what_one_at_a_time_gives(make_runner: Any) -> None
 
 def test_nothing_runs_before_it_is_waited_for(make_runner: Any) -> None:
     """And then it is done without being told to."""
+    need_emulation()
     runner = make_runner()
     prompt = Seat(0, 1, pack_ids([1, 2, 3]), b"", Sampling(seed=0, temperature=0.0))
     first = StepPlan(

@@ -1,13 +1,12 @@
-"""The sampler on the emulated device against the host's: the same ids and log-probabilities for the same logits."""
+"""The sampler on the device against the host's: the same ids and log-probabilities for the same logits."""
 
 import random
 
-import emulated
 import numpy as np
 import pytest
 import torch
+from on_chip import open_device
 
-from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.cuda_staging import Staged
 from shoal.messages import Sampling, ThinkingBudget
@@ -19,7 +18,7 @@ VOCABULARY = 293
 
 @pytest.fixture(scope="module")
 def device() -> CudaDevice:
-    return CudaDevice(CudaLibrary(emulated.build()))
+    return open_device()
 
 
 def assert_same(found: list[Drawn], expected: list[Drawn]) -> None:

@@ -3,17 +3,16 @@
 import random
 from pathlib import Path
 
-import emulated
 import pytest
 import torch
 from cuda_driver import LENGTH, PLAIN, CudaDriver
 from decoding import Driver, MemorySource, Sequence, random_checkpoint
 from fp8_checkpoints import FORMATS, Format, Tensors
+from on_chip import open_device
 from torch import Tensor
 
 from shoal.checkpoint import ModelLocation, describe
 from shoal.config import Quantization
-from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.cuda_weight import CudaWeight
 from shoal.workers.layers import HostWeight, Parameters
@@ -32,7 +31,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def device() -> CudaDevice:
-    return CudaDevice(CudaLibrary(emulated.build()))
+    return open_device()
 
 
 def located(folder: Path) -> ModelLocation:
@@ -122,8 +121,8 @@ def test_scales_of_an_fp8_cache_are_the_files(device: CudaDevice, per_head: bool
     assert ((cached - truth).abs() / truth.std()).mean() < 0.15
     assert parameters.layers[1].attention.cache_scales is not None
     keys, values = parameters.layers[1].attention.cache_scales
-    assert torch.equal(keys, scale.expand(3))
-    assert torch.equal(values, torch.ones(3))
+    assert torch.equal(device.fetch(keys), scale.expand(3))
+    assert torch.equal(device.fetch(values), torch.ones(3))
     plain = logits_of(CudaDriver(device, PLAIN, parameters))
     assert ((plain - truth).abs() / truth.std()).mean() < 0.02
 

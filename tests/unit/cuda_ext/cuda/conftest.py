@@ -1,20 +1,15 @@
 """The CUDA kernels as g++ compiles them, or on the chip where ``SHOAL_CUDA_LIBRARY`` names a library for it."""
 
-import os
-from pathlib import Path
-
-import emulated
 import pytest
 import torch
-from on_chip import OnChip
+from on_chip import OnChip, library_path
 
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 
 
 @pytest.fixture(scope="session")
 def cuda() -> CudaLibrary:
-    named = os.environ.get("SHOAL_CUDA_LIBRARY")
-    library = CudaLibrary(Path(named) if named else emulated.build())
+    library = CudaLibrary(library_path())
     return library if library.is_emulated else OnChip(library.path, torch.device("cuda"))
 
 
