@@ -29,19 +29,35 @@ struct Fp8Weight : MatrixWeight<T, uint8_t> {
 };
 
 constexpr int kThreads = 256;
+constexpr int kOutputsOfThread = 8;
 
-// Eight inputs a thread; the last ones of a row may be fewer.
+// Eight inputs of some outputs a thread, all of which it asks for at once; the last ones of a row may be fewer.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) widen_fp8_kernel(T* out, const fp8* weight, const float* scales, int64_t inputs,
-                                                             int64_t stride, bool from_aligned, bool to_aligned) {
-    const int64_t output = blockIdx.y, column = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 8;
+__global__ void __launch_bounds__(kThreads) widen_fp8_kernel(T* out, const fp8* weight, const float* scales, int64_t outputs,
+                                                             int64_t inputs, int64_t stride, bool from_aligned,
+                                                             bool to_aligned) {
+    const int64_t first = int64_t(blockIdx.y) * kOutputsOfThread;
+    const int64_t column = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 8;
     if (column >= inputs) return;
     const int count = int(inputs - column < 8 ? inputs - column : 8);
-    const float scale = scales ? scales[output] : 1.0f;
-    float eight[8];
-    load_eight(eight, weight + output * stride + column, count, from_aligned && count == 8);
-    UNROLL for (int i = 0; i < 8; i++) eight[i] *= scale;
-    store_eight(out + output * inputs + column, eight, count, to_aligned);
+    Eight<fp8> codes[kOutputsOfThread] = {};
+    UNROLL for (int k = 0; k < kOutputsOfThread; k++) {
+        if (first + k >= outputs) break;
+        const fp8* from = weight + (first + k) * stride + column;
+        if (from_aligned && count == 8) {
+            codes[k] = load_whole<Eight<fp8>>(from);
+        } else {
+            UNROLL for (int i = 0; i < 8; i++)
+                if (i < count) codes[k].of[i] = from[i];
+        }
+    }
+    UNROLL for (int k = 0; k < kOutputsOfThread; k++) {
+        if (first + k >= outputs) break;
+        const float scale = scales ? scales[first + k] : 1.0f;
+        float eight[8];
+        UNROLL for (int i = 0; i < 8; i++) eight[i] = to_float(codes[k].of[i]) * scale;
+        store_eight(out + (first + k) * inputs + column, eight, count, to_aligned);
+    }
 }
 
 template <typename T>
@@ -50,10 +66,10 @@ int start_pieces(const LinearArgs& a) {
                                  a.row_stride, 0,   a.out_stride, a.dtype, a.out_dtype, a.stream};
     const bool from_aligned = is_aligned<fp8>(a.weight, a.weight_stride), to_aligned = a.inputs % 8 == 0;
     return multiply_by_pieces(product, [&](int64_t first, int64_t count, void* to) {
-        const dim3 grid(unsigned((a.inputs + 8 * kThreads - 1) / (8 * kThreads)), unsigned(count));
+        const dim3 grid(unsigned((a.inputs + 8 * kThreads - 1) / (8 * kThreads)), unsigned((count + kOutputsOfThread - 1) / kOutputsOfThread));
         return launch("linear", widen_fp8_kernel<T>, grid, kThreads, 0, a.stream, static_cast<T*>(to),
                       static_cast<const fp8*>(a.weight) + first * a.weight_stride, a.scales ? a.scales + first : nullptr,
-                      a.inputs, a.weight_stride, from_aligned, to_aligned);
+                      count, a.inputs, a.weight_stride, from_aligned, to_aligned);
     });
 }
 
