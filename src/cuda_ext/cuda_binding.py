@@ -164,6 +164,10 @@ class CudaLibrary:
         if status:
             raise CudaError(self.error)
 
+    def ask(self, function: str) -> int:
+        """A number that the library tells."""
+        return int(getattr(self._functions, f"shoal_{function}")())
+
     def make(self, function: str, *arguments: Any, size: int | None = None) -> ctypes.c_void_p:
         """The same, of those that give a pointer: to memory of ``size`` bytes, or after the arguments."""
         made = ctypes.c_void_p()

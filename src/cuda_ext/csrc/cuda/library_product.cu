@@ -153,6 +153,9 @@ bool has_product_library() {
 #endif
 }
 
+// Whether the current device's products of many rows go through cuBLAS.
+extern "C" EXPORT int shoal_has_product_library() { return has_product_library(); }
+
 void* product_scratch() {
     Resources& mine = resources();
     std::call_once(mine.has_scratch, [&] { mine.scratch = allocated(kScratchBytes); });
