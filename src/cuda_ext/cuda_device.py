@@ -47,7 +47,7 @@ class CudaDevice:
 
     @property
     def has_product_library(self) -> bool:
-        """Whether cuBLAS, which torch's CUDA build brings, does products of many rows that need not be deterministic."""
+        """Whether cuBLAS, which torch's CUDA build brings, does products of many rows that need no one order."""
         return bool(self.library.ask("has_product_library"))
 
     def program(self) -> CudaProgram:
