@@ -112,6 +112,18 @@ inline bool is_aligned(const void* pointer, int64_t stride) {
 // What an fp8 cache of a KV head is multiplied with.
 __device__ __forceinline__ float scale_of(const float* scales, int64_t head) { return scales ? scales[head] : 1.0f; }
 
+// Adds one to what blocks share, which each does behind a barrier; who meets its own at a barrier then sees what the blocks
+// before wrote. What it was before.
+__device__ __forceinline__ int count_in(int32_t* at) {
+#if defined(__CUDACC__)
+    int before;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
+    return before;
+#else
+    return __atomic_fetch_add(at, 1, __ATOMIC_ACQ_REL);
+#endif
+}
+
 // What is the same on all lanes, so that the compiler knows.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
 
