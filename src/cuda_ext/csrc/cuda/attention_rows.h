@@ -33,11 +33,13 @@ __device__ inline bool find_tile(const AttentionArgs& a, int index, int tile_row
     return false;
 }
 
-// Whether a context has room for its new tokens and is one that the step was made for; if not, that is told.
-__device__ __forceinline__ bool has_context(const AttentionArgs& a, int tokens, int context) {
-    const bool fits = context >= tokens && context <= a.table_width * a.block_size && context <= a.most_context;
-    if (!fits && threadIdx.x == 0) atomicCAS(a.fault, kOk, kContextTooShort);
-    return fits;
+// Whether a context has room for its new tokens and is one that the step was made for.
+__device__ __forceinline__ bool fits(const AttentionArgs& a, int tokens, int context) {
+    return context >= tokens && context <= a.table_width * a.block_size && context <= a.most_context;
+}
+
+__device__ __forceinline__ void tell_of_context(const AttentionArgs& a) {
+    if (threadIdx.x == 0) atomicCAS(a.fault, kOk, kContextTooShort);
 }
 
 // Of a chunk's tile; false where the block has nothing to do.
@@ -50,7 +52,9 @@ __device__ bool find_span(const AttentionArgs& a, Span& span) {
     span.rows = left < tile_rows ? left : tile_rows;
     span.first_token = a.query_starts[span.sequence];
     span.context = a.context_lens[span.sequence];
-    return has_context(a, span.tokens, span.context);
+    if (fits(a, span.tokens, span.context)) return true;
+    tell_of_context(a);
+    return false;
 }
 
 __device__ __forceinline__ void store_out(const AttentionArgs& a, int64_t place, float x) {

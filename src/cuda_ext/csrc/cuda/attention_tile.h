@@ -119,20 +119,25 @@ struct WarpRows {
     }
 
     // The products of a tile become weights relative to the rows' peaks in it. Peaks are rounded up to whole numbers: what
-    // sums are multiplied with later are powers of two, which is exact.
+    // sums are multiplied with later are powers of two, which is exact. is_seen: all of it, by all rows; rows: 1 where the
+    // second one is nothing.
     __device__ __forceinline__ static void weigh_tile(float (&s)[kTileKeys / 8][4], Softmax (&tile)[2], int first,
-                                                      const int (&positions)[2], const Scores& scores) {
+                                                      const int (&positions)[2], const Scores& scores,
+                                                      bool is_seen = false, int rows = 2) {
         const int t = int(threadIdx.x) % 4;
         scores.of_all(s);
         UNROLL for (int row = 0; row < 2; row++) {
             float peak = -INFINITY, total = 0.0f;
+            tile[row] = {peak, total};
+            if (row >= rows) continue;
+            if (!is_seen) {
+                UNROLL for (int n = 0; n < kTileKeys / 8; n++)
+                    UNROLL for (int i = 0; i < 2; i++)
+                        if (!scores.is_seen(first + n * 8 + 2 * t + i, positions[row])) s[n][2 * row + i] = -INFINITY;
+            }
+            // NaN stays in the weights, and so in their total.
             UNROLL for (int n = 0; n < kTileKeys / 8; n++)
-                UNROLL for (int i = 0; i < 2; i++) {
-                    float& score = s[n][2 * row + i];
-                    if (!scores.is_seen(first + n * 8 + 2 * t + i, positions[row])) score = -INFINITY;
-                    // NaN stays in the weights, and so in their total.
-                    peak = fmaxf(peak, score);
-                }
+                UNROLL for (int i = 0; i < 2; i++) peak = fmaxf(peak, s[n][2 * row + i]);
             UNROLL for (int mask = 1; mask < 4; mask *= 2) peak = fmaxf(peak, __shfl_xor_sync(kAllLanes, peak, mask));
             peak = ceilf(peak);
             const float from = peak == -INFINITY ? 0.0f : peak;

@@ -81,6 +81,17 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high) {
     return bits;
 }
 
+// The two fp8 in the low bytes, as a pair of bfloat16.
+__device__ __forceinline__ uint32_t widened_pair(uint32_t codes) {
+#if defined(__CUDACC__)
+    const __half2 halves = __nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(codes), __NV_E4M3);
+    const float2 both = __half22float2(halves);
+    return pair_of<bf16>(both.x, both.y);
+#else
+    return pair_of<bf16>(to_float(fp8{uint8_t(codes)}), to_float(fp8{uint8_t(codes >> 8)}));
+#endif
+}
+
 // Elements [0, count) of eight, zeros behind them. is_aligned: all eight are there, at a multiple of their size.
 template <typename T>
 __device__ __forceinline__ void load_eight(float (&to)[8], const T* from, int count, bool is_aligned) {

@@ -159,7 +159,7 @@ int start_chunks(const AttentionArgs& a) {
 }
 
 SplitSizes split_sizes(const AttentionArgs& a) {
-    const int group = int(a.heads / a.kv_heads);
+    const auto group = unsigned(a.heads / a.kv_heads);
     int shift = 0;
     while (int64_t(1) << shift < a.block_size) shift++;
     if (int64_t(1) << shift != a.block_size) shift = -1;

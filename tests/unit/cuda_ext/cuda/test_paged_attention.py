@@ -234,6 +234,20 @@ def test_a_row_does_not_depend_on_batch_or_chunking(
     assert torch.equal(alone(case, 0, 0, 1).run(cuda), together[:1])
 
 
+@pytest.mark.parametrize("window", [0, 1500])
+@pytest.mark.parametrize(
+    ("heads", "dim", "cache_dtype"), [(2, 16, torch.bfloat16), (10, 72, torch.float16), (9, 144, FP8)]
+)
+def test_single_tokens_after_many_sections(
+    cuda: CudaLibrary, fresh: torch.Generator, window: int, heads: int, dim: int, cache_dtype: torch.dtype
+) -> None:
+    """More than a block has at once and a warp looks through, to the bits of the same tokens as a chunk's."""
+    more = {"heads": heads, "kv_heads": 1, "dim": dim, "cache_dtype": cache_dtype}
+    case = make_case(fresh, [(1, 2100), (2, 8500), (1, 3)], window=window, is_deterministic=1, **more)
+    assert_true(cuda, case)
+    assert torch.equal(alone(case, 1, 1, 2).run(cuda), case.run(cuda)[2:3])
+
+
 def test_nan_in_one_sequence_stays_there(cuda: CudaLibrary, fresh: torch.Generator) -> None:
     for tokens in (3, 24):
         case = make_case(fresh, [(tokens, 60), (3, 40), (1, 40)])
