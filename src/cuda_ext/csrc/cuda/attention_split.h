@@ -1,5 +1,5 @@
 // Single tokens (flash decoding). A block has the query heads of one KV head, 16 at most, and sections of the sequence's
-// context: every gridDim.x-th one. Each warp brings a tile of keys and values by cp.async and multiplies it by itself, the
+// context: every gridDim.z-th one, so that blocks beyond the context come last. Each warp brings a tile of keys and values by cp.async and multiplies it by itself, the
 // next one under way meanwhile; then all put the tiles together in their order. Sums of sections lie in the workspace, and
 // the last block of those heads puts the sections together, in their order too.
 //
@@ -82,7 +82,7 @@ struct SplitBlock {
     __device__ __forceinline__ unsigned last_strip() const { return (to + kStrip - 1) / kStrip; }
 
     __device__ __forceinline__ unsigned after(unsigned strip) const {
-        return (strip + 1) % kStrips ? strip + 1 : (strip / kStrips + gridDim.x) * kStrips;
+        return (strip + 1) % kStrips ? strip + 1 : (strip / kStrips + gridDim.z) * kStrips;
     }
     __device__ __forceinline__ unsigned position_in(unsigned strip) const { return strip * kStrip + threadIdx.x; }
 
@@ -121,13 +121,25 @@ struct SplitBlock {
             __syncwarp();
             UNROLL for (unsigned i = 0; i < kOfLane; i++) {
                 const unsigned row = (i * kWarpSize + lane) / (Dim / 8), column = (i * kWarpSize + lane) % (Dim / 8) * 8;
-                store_whole(tile.rows + row * SharedRows<T, Dim>::kStride + column,
-                            uint4{widened_pair(codes[i].x), widened_pair(codes[i].x >> 16), widened_pair(codes[i].y),
-                                  widened_pair(codes[i].y >> 16)});
+                store_whole(tile.rows + row * SharedRows<T, Dim>::kStride + column, widened_eight(codes[i]));
             }
             __syncwarp();
         }
         return {tile.rows};
+    }
+
+    // Whether queries are copied as they are.
+    __device__ __forceinline__ bool has_same_queries() const {
+        return sizes.aligned && a.dtype == (std::is_same_v<T, bf16> ? kBFloat16 : kFloat16);
+    }
+
+    __device__ __forceinline__ void bring_queries() const {
+        KEEP_LOOP for (unsigned i = threadIdx.x; i < kTileRows * Dim / 8; i += kThreads) {
+            const unsigned row = i / (Dim / 8), column = i % (Dim / 8) * 8;
+            const T* q = static_cast<const T*>(a.q) + token * a.q_token_stride + (first_head + row) * a.q_head_stride;
+            const bool is_wanted = row < rows && column < unsigned(a.dim);
+            copy_16_bytes(shared.queries + row * SharedRows<T, Dim>::kStride + column, q + column, is_wanted);
+        }
     }
 
     template <typename Q>
@@ -139,14 +151,6 @@ struct SplitBlock {
             if (row < rows && column < unsigned(a.dim)) load_eight(eight, q + column, 8, sizes.aligned);
             store_eight(shared.queries + row * SharedRows<T, Dim>::kStride + column, eight, 8, true);
         }
-    }
-
-    __device__ __forceinline__ WarpQueries<T, Dim, false> queries() const {
-        a.dtype == kBFloat16 ? load_queries<bf16>() : load_queries<fp16>();
-        __syncthreads();
-        WarpQueries<T, Dim, false> all;
-        all.rows = {shared.queries};
-        return all;
     }
 
     // Of the eight rows that there always are, or of 16.
@@ -226,18 +230,23 @@ struct SplitBlock {
         Tile& keys = shared.tiles[warp][0];
         Tile& values = shared.tiles[warp][kBuffers - 1];
         uint32_t place = place_of(position_in(strip), entry);
+        if (has_same_queries()) bring_queries();
         bring(keys, a.k_cache, place);
         commit_copies();
         if (kBuffers > 1) {
             bring(values, a.v_cache, place);
             commit_copies();
         }
-        const auto q = queries();
+        if (!has_same_queries()) a.dtype == kBFloat16 ? load_queries<bf16>() : load_queries<fp16>();
+        WarpQueries<T, Dim, false> q;
+        q.rows = {shared.queries};
         const Scores how = scores_of(a, int(kv_head));
         const bool is_only = last_section() - first_section() == 1;
         const int positions[2] = {int(to) - 1, int(to) - 1};
         Item items[kItems];
         start(items);
+        wait_for_copies<kBuffers - 1>();
+        __syncthreads();
         while (true) {
             const unsigned next = after(strip), first = strip * kStrip + warp * kTileKeys;
             const bool has_next = next < last_strip(), is_seen = first >= from && first + kTileKeys <= to;
@@ -279,13 +288,16 @@ struct SplitBlock {
     // Whether all other blocks of these heads have left their sums, which this one then sees.
     __device__ __forceinline__ bool is_last() const {
         const unsigned sections = last_section() - first_section();
-        const int blocks = int(sections < gridDim.x ? sections : gridDim.x);
+        const int blocks = int(sections < gridDim.z ? sections : gridDim.z);
         int32_t* counter = reinterpret_cast<int32_t*>(a.workspace + a.workspace_floats) - 1;
         counter -= sequence * a.heads + first_head;
         __syncthreads();
         if (threadIdx.x == 0) {
             shared.is_last = blocks == 1 || count_in(counter) == blocks - 1;
-            if (shared.is_last) *counter = 0;
+            if (shared.is_last) {
+                see_counted();
+                *counter = 0;
+            }
         }
         __syncthreads();
         return shared.is_last;
@@ -322,27 +334,27 @@ struct SplitBlock {
 
 // Blocks that a processor has at once.
 template <int Dim, int Warps>
-constexpr int kSplitBlocks = Warps > 4 ? 1 : Dim > 128 ? 2 : 3;
+constexpr int kSplitBlocks = Warps > 4 ? 1 : Dim > 128 ? 2 : Dim > 64 ? 3 : 5;
 
 template <typename Cache, int Dim, int Warps>
 __global__ void __launch_bounds__(Warps* kWarpSize, kSplitBlocks<Dim, Warps>)
     paged_attention_split_kernel(AttentionArgs a, SplitSizes sizes) {
     using Block = SplitBlock<Cache, Dim, Warps>;
     // All that is to be looked up is asked for at once: without a window the first position is known before the context is.
-    const unsigned sequence = blockIdx.z;
-    int entry = a.window > 0 ? 0 : sizes.entry_of(a, sequence, blockIdx.x * kSection + threadIdx.x);
+    const unsigned sequence = blockIdx.y;
+    int entry = a.window > 0 ? 0 : sizes.entry_of(a, sequence, blockIdx.z * kSection + threadIdx.x);
     const int context = a.context_lens[sequence], token = a.query_starts[sequence];
     const int tokens = a.query_starts[sequence + 1] - token;
     if ((tokens != 1) | !fits(a, 1, context)) {
         if (tokens == 1) tell_of_context(a);
         return;
     }
-    const unsigned kv_head = sizes.tiles == 1 ? blockIdx.y : blockIdx.y / sizes.tiles;
-    const unsigned first_row = (blockIdx.y - kv_head * sizes.tiles) * kTileRows, left = sizes.group - first_row;
+    const unsigned kv_head = sizes.tiles == 1 ? blockIdx.x : blockIdx.x / sizes.tiles;
+    const unsigned first_row = (blockIdx.x - kv_head * sizes.tiles) * kTileRows, left = sizes.group - first_row;
     auto& shared = *reinterpret_cast<typename Block::Shared*>(dynamic_shared());
     const Block block{a, sizes, shared, sequence, unsigned(token), kv_head, kv_head * sizes.group + first_row,
                       left < kTileRows ? left : kTileRows, unsigned(first_seen(a, context - 1)), unsigned(context)};
-    const unsigned section = block.first_section() + blockIdx.x;
+    const unsigned section = block.first_section() + blockIdx.z;
     if (section >= block.last_section()) return;
     const unsigned begin = section * kSection, strip = (begin > block.from ? begin : block.from) / Block::kStrip;
     if (a.window > 0) entry = sizes.entry_of(a, sequence, block.position_in(strip));

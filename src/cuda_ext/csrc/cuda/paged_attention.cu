@@ -2,7 +2,7 @@
 //
 // Here: chunks. A block is some rows (tokens × the query heads of one KV head) of one sequence, and walks all sections of
 // their context. Tiles of keys and values come by cp.async, one or two ahead of the tile that is multiplied; those of an
-// fp8 cache are widened to bfloat16 in shared memory. Chunks of many rows on sm_90a: attention_group.h. Single tokens:
+// fp8 cache are widened to half precision in shared memory. Chunks of many rows on sm_90a: attention_group.h. Single tokens:
 // attention_split.h.
 #include "attention_group.h"
 #include "attention_split.h"
@@ -71,10 +71,9 @@ struct AttentionBlock : BlockRows {
     __device__ __forceinline__ void widen(int stage) const {
         UNROLL_SOME for (int i = int(threadIdx.x); i < 2 * kTileKeys * Dim / 8; i += kThreads) {
             const int row = i / (Dim / 8), column = i % (Dim / 8) * 8;
-            float eight[8];
-            const unsigned char* from = shared + stage * Places::kStage + row * Places::kRawRow;
-            load_eight(eight, reinterpret_cast<const Cache*>(from) + column, 8, true);
-            store_eight(reinterpret_cast<T*>(shared + Places::kWide + row * Places::kRow) + column, eight, 8, true);
+            const unsigned char* from = shared + stage * Places::kStage + row * Places::kRawRow + column;
+            const uint4 eight = widened_eight(load_whole<uint2>(from));
+            store_whole(reinterpret_cast<T*>(shared + Places::kWide + row * Places::kRow) + column, eight);
         }
         __syncthreads();
     }
@@ -177,7 +176,7 @@ int start_split(const AttentionArgs& a, const SplitSizes& sizes, int64_t section
     }
     const int64_t blocks = int64_t(kSplitTurns) * kSplitBlocks<Dim, Warps> * chip().processors / tiles;
     const int64_t most = blocks > 1 ? blocks : 1;
-    const dim3 grid(unsigned(sections < most ? sections : most), unsigned(tiles / a.sequences), unsigned(a.sequences));
+    const dim3 grid(unsigned(tiles / a.sequences), unsigned(a.sequences), unsigned(sections < most ? sections : most));
     const auto kernel = paged_attention_split_kernel<Cache, Dim, Warps>;
     return launch("paged_attention", kernel, grid, Warps * kWarpSize, kBytes, a.stream, a, sizes);
 }

@@ -62,7 +62,7 @@ class Case:
     @property
     def multiplied(self) -> torch.dtype:
         """What the tensor cores are given."""
-        return torch.bfloat16 if self.k_cache.dtype == FP8 else self.k_cache.dtype
+        return torch.float16 if self.k_cache.dtype == FP8 else self.k_cache.dtype
 
     def truth(self, *, of_sizes: bool = False) -> Tensor:
         """of_sizes: with the values' magnitudes."""
