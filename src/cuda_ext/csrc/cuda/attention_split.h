@@ -332,12 +332,12 @@ struct SplitBlock {
     }
 };
 
-// Blocks that a processor has at once.
-template <int Dim, int Warps>
-constexpr int kSplitBlocks = Warps > 4 ? 1 : Dim > 128 ? 2 : Dim > 64 ? 3 : 5;
+// Blocks that a processor has at once: for wide heads shared memory does not allow more, for others registers.
+template <typename Cache, int Dim, int Warps>
+constexpr int kSplitBlocks = Warps > 4 ? 1 : Dim > 128 ? 2 : Dim > 64 ? 3 : sizeof(Cache) > 1 ? 5 : 4;
 
 template <typename Cache, int Dim, int Warps>
-__global__ void __launch_bounds__(Warps* kWarpSize, kSplitBlocks<Dim, Warps>)
+__global__ void __launch_bounds__(Warps* kWarpSize, kSplitBlocks<Cache, Dim, Warps>)
     paged_attention_split_kernel(AttentionArgs a, SplitSizes sizes) {
     using Block = SplitBlock<Cache, Dim, Warps>;
     // All that is to be looked up is asked for at once: without a window the first position is known before the context is.

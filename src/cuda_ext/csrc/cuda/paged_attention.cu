@@ -174,7 +174,7 @@ int start_split(const AttentionArgs& a, const SplitSizes& sizes, int64_t section
         const bool fits = kBytes <= chip().shared_bytes;
         if (!fits || sections * tiles > chip().processors) return start_split<Cache, Dim, Warps / 2>(a, sizes, sections);
     }
-    const int64_t blocks = int64_t(kSplitTurns) * kSplitBlocks<Dim, Warps> * chip().processors / tiles;
+    const int64_t blocks = int64_t(kSplitTurns) * kSplitBlocks<Cache, Dim, Warps> * chip().processors / tiles;
     const int64_t most = blocks > 1 ? blocks : 1;
     const dim3 grid(unsigned(tiles / a.sequences), unsigned(a.sequences), unsigned(sections < most ? sections : most));
     const auto kernel = paged_attention_split_kernel<Cache, Dim, Warps>;
