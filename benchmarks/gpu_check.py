@@ -29,6 +29,7 @@ from serve import processor
 from torch.nn import functional
 
 from shoal.cuda_ext.cuda_binding import LIBRARY, CudaLibrary
+from shoal.cuda_ext.cuda_ops import workspace_floats
 from shoal.cuda_ext.cuda_program import CudaProgram
 from shoal.errors import StartError
 
@@ -237,9 +238,8 @@ class Shapes:
         caches = [self.random(sequences * width, self.kv_heads, block, self.dim) for _ in range(2)]
         count, device = sequences * tokens, self._place.device
         q = self.random(count, self.heads, self.dim)
-        workspace = self.zeros(
-            sequences * self.heads * -(-context // 256) * (self.dim + 2), dtype=torch.float32
-        )
+        floats = workspace_floats(sequences, self.heads, self.dim, context)
+        workspace = self.zeros(floats, dtype=torch.float32)
         call = self.caller(
             "paged_attention", out=torch.zeros_like(q), q=q, k_cache=caches[0], v_cache=caches[1],
             block_tables=torch.arange(sequences * width, dtype=torch.int32, device=device).view(sequences, width),

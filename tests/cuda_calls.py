@@ -103,7 +103,7 @@ def paged_attention(random: torch.Generator, is_deterministic: int = 0) -> list[
     q = torch.randn(41, 4, 64, generator=random).to(BF16)
     caches = [torch.randn(31, 2, 16, 64, generator=random).to(BF16) for _ in range(2)]
     tables = torch.stack([torch.arange(27), torch.arange(27) + 4]).int()
-    workspace = _zeros(2 * 4 * 2 * 66, dtype=torch.float32)
+    workspace = _zeros(2 * 4 * (2 * 66 + 1), dtype=torch.float32)
     return [
         ("paged_attention", {
             "out": _zeros(41, 4, 64), "q": q, "k_cache": caches[0], "v_cache": caches[1], "block_tables": tables,

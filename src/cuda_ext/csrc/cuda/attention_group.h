@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kGroupThreads<Groups>, 1) paged_attention_grou
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int kWarps = Groups * kGroupWarps;
     Span span;
-    if (!find_span<kWarps, false>(a, span)) return;
+    if (!find_span<kWarps>(a, span)) return;
     auto& shared = *reinterpret_cast<AttentionShared<T, Dim, Groups>*>(dynamic_shared());
     const AttentionGroup<T, Dim, Groups> block{{a, span}, shared};
     const int warp = uniform(int(threadIdx.x) / kWarpSize);
@@ -163,6 +163,6 @@ __global__ void __launch_bounds__(kGroupThreads<Groups>, 1) paged_attention_grou
     WholeRows<T, Dim> whole{shared.whole[warp], {}};
     whole.start();
     block.attend(queries, whole);
-    block.template store<false>(whole);
+    block.store(whole);
 #endif
 }

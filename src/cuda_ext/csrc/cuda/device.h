@@ -81,6 +81,20 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high) {
     return bits;
 }
 
+// The two fp8 in the low bytes, as a pair of half precision.
+__device__ __forceinline__ uint32_t widened_pair(uint32_t codes) {
+#if defined(__CUDACC__)
+    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(codes), __NV_E4M3);
+    return uint32_t(pair.x) | uint32_t(pair.y) << 16;
+#else
+    return pair_of<fp16>(to_float(fp8{uint8_t(codes)}), to_float(fp8{uint8_t(codes >> 8)}));
+#endif
+}
+
+__device__ __forceinline__ uint4 widened_eight(uint2 codes) {
+    return {widened_pair(codes.x), widened_pair(codes.x >> 16), widened_pair(codes.y), widened_pair(codes.y >> 16)};
+}
+
 // Elements [0, count) of eight, zeros behind them. is_aligned: all eight are there, at a multiple of their size.
 template <typename T>
 __device__ __forceinline__ void load_eight(float (&to)[8], const T* from, int count, bool is_aligned) {
@@ -111,6 +125,24 @@ inline bool is_aligned(const void* pointer, int64_t stride) {
 
 // What an fp8 cache of a KV head is multiplied with.
 __device__ __forceinline__ float scale_of(const float* scales, int64_t head) { return scales ? scales[head] : 1.0f; }
+
+// Adds one to what blocks share, which each does behind a barrier. What it was before.
+__device__ __forceinline__ int count_in(int32_t* at) {
+#if defined(__CUDACC__)
+    int before;
+    asm volatile("atom.release.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
+    return before;
+#else
+    return __atomic_fetch_add(at, 1, __ATOMIC_ACQ_REL);
+#endif
+}
+
+// From here, and behind the next barrier, the block sees what those wrote that were counted before it.
+__device__ __forceinline__ void see_counted() {
+#if defined(__CUDACC__)
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
 
 // What is the same on all lanes, so that the compiler knows.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
