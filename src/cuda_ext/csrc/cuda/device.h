@@ -109,6 +109,18 @@ inline bool is_aligned(const void* pointer, int64_t stride) {
     return reinterpret_cast<uintptr_t>(pointer) % sizeof(Eight<T>) == 0 && stride % 8 == 0;
 }
 
+template <bool Value>
+struct Constant {
+    __device__ constexpr operator bool() const { return Value; }
+};
+
+// Calls run with a constant of what is_aligned says: where it branched at each load, the next would wait for it.
+template <typename Run>
+__device__ __forceinline__ void by_alignment(bool is_aligned, const Run& run) {
+    if (is_aligned) run(Constant<true>());
+    else run(Constant<false>());
+}
+
 // What an fp8 cache of a KV head is multiplied with.
 __device__ __forceinline__ float scale_of(const float* scales, int64_t head) { return scales ? scales[head] : 1.0f; }
 
@@ -145,9 +157,20 @@ __device__ __forceinline__ float exp_two(float x) {
 #endif
 }
 
+// x / y but for a few last bits; 0 where y is beyond 2^126.
+__device__ __forceinline__ float divide_roughly(float x, float y) {
+#if defined(__CUDACC__)
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+    return x * inverse;
+#else
+    return y > 0x1p126f ? 0.0f : x / y;
+#endif
+}
+
 constexpr float kLog2E = 1.4426950408889634f;
 
 __device__ __forceinline__ float tanh_of(float x) {
     const float e = exp_two(-2.0f * kLog2E * fabsf(x));
-    return copysignf((1.0f - e) / (1.0f + e), x);
+    return copysignf(divide_roughly(1.0f - e, 1.0f + e), x);
 }

@@ -6,7 +6,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __device__ __forceinline__ float activate(float x, bool is_silu) {
-    if (is_silu) return x / (1.0f + exp_two(-x * kLog2E));
+    if (is_silu) return divide_roughly(x, 1.0f + exp_two(-x * kLog2E));
     return 0.5f * x * (1.0f + tanh_of(0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
@@ -16,11 +16,13 @@ __global__ void __launch_bounds__(kThreads) gated_activation_kernel(GatedActivat
     if (i >= a.dim) return;
     const int count = int(a.dim - i < 8 ? a.dim - i : 8);
     const T* gate = static_cast<const T*>(a.gate_up) + row * a.row_stride + i;
-    float g[8], u[8];
-    load_eight(g, gate, count, aligned);
-    load_eight(u, gate + a.dim, count, aligned);
-    UNROLL for (int e = 0; e < 8; e++) g[e] = activate(g[e], a.kind == kSilu) * u[e];
-    store_eight(static_cast<T*>(a.out) + row * a.dim + i, g, count, aligned);
+    by_alignment(aligned, [&](auto is_aligned) {
+        float g[8], u[8];
+        load_eight(g, gate, count, is_aligned);
+        load_eight(u, gate + a.dim, count, is_aligned);
+        UNROLL for (int e = 0; e < 8; e++) g[e] = activate(g[e], a.kind == kSilu) * u[e];
+        store_eight(static_cast<T*>(a.out) + row * a.dim + i, g, count, is_aligned);
+    });
 }
 
 constexpr int64_t kMostRows = 65535;  // of a grid

@@ -9,6 +9,8 @@ from torch import Tensor
 from shoal.cuda_ext import reference
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 
+pytestmark = [pytest.mark.usefixtures("chip"), pytest.mark.parametrize("chip", ["80", "90"], indirect=True)]
+
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 TYPES = {"temperature": torch.float32, "top_k": torch.int64, "top_p": torch.float32, "min_p": torch.float32}
 
