@@ -97,6 +97,14 @@ def test_it_agrees_with_its_twin(
     assert (ours != twin).sum() <= 1
 
 
+def test_a_vocabulary_that_a_cluster_does_not_hold(cuda: CudaLibrary, fresh: torch.Generator) -> None:
+    logits = torch.randn(1, 470_001, generator=fresh) * 3
+    uniform = torch.tensor([0.4], dtype=torch.float64)
+    for filters in ({}, {"top_k": 9, "top_p": 0.8}):
+        twin = reference.draw(logits, uniform=uniform, **columns_of(1, filters))
+        assert torch.equal(draw(cuda, logits, uniform, **filters), twin)
+
+
 def test_flat_and_peaked_distributions(cuda: CudaLibrary, fresh: torch.Generator) -> None:
     flat, half = torch.zeros(1, 9001), torch.tensor([0.5], dtype=torch.float64)
     almost_one = torch.tensor([0.999], dtype=torch.float64)
