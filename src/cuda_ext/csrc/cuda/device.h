@@ -104,6 +104,18 @@ __device__ __forceinline__ void store_eight(T* to, const float (&from)[8], int c
         if (i < count) to[i] = from_float<T>(from[i]);
 }
 
+// As store_eight of aligned elements of 16 bits, to global memory: as one vector, also where the compiler would take the
+// struct apart.
+template <typename T>
+__device__ __forceinline__ void store_vector(T* to, const float (&from)[8]) {
+#if defined(__CUDACC__)
+    __stwb(reinterpret_cast<uint4*>(to), make_uint4(pair_of<T>(from[0], from[1]), pair_of<T>(from[2], from[3]),
+                                                    pair_of<T>(from[4], from[5]), pair_of<T>(from[6], from[7])));
+#else
+    store_eight(to, from, 8, true);
+#endif
+}
+
 template <typename T>
 inline bool is_aligned(const void* pointer, int64_t stride) {
     return reinterpret_cast<uintptr_t>(pointer) % sizeof(Eight<T>) == 0 && stride % 8 == 0;

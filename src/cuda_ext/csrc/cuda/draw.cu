@@ -22,8 +22,9 @@ struct alignas(16) Shared {
     Exchange exchange;
     // A histogram's sums in two halves: shared memory adds up 32 bits at a time.
     uint32_t low[kBins], high[kBins];
-    Mass sums[kBins / Blocks];  // the cluster's, of this block's part of the bins
-    // what the first warp found for all
+    // The cluster's, of this block's part of the bins, and of 32 bins at a time.
+    Mass sums[kBins / Blocks], groups[kBins / Blocks / kWarpSize];
+    // what the first warp found for all; kBins where it found none
     uint32_t digit;
     Mass above, here;
 };
@@ -69,13 +70,17 @@ struct Drawing {
         return four;
     }
 
-    // Weights of four ids, 0 where they are not kept.
-    __device__ __forceinline__ FourLogits kept(int id) const {
-        FourLogits four = team.four_at(id);
-        if constexpr (Blocks == 1) four = weigh(four);
+    __device__ __forceinline__ FourLogits cut(FourLogits four, int id) const {
         UNROLL for (int e = 0; e < 4; e++)
             if (!boundary.keeps(four.of[e], id + e)) four.of[e] = 0.0f;
         return four;
+    }
+
+    // Weights of four ids, 0 where they are not kept: a cluster's blocks hold them so.
+    __device__ __forceinline__ FourLogits kept(int id) const {
+        const FourLogits four = team.four_at(id);
+        if constexpr (Blocks > 1) return four;
+        else return cut(weigh(four), id);
     }
 
     // Of a kept token.
@@ -83,10 +88,11 @@ struct Drawing {
         return measure == kMass ? mass_of(weight) : measure == kCount || weight == boundary.weight;
     }
 
-    // Of what is measured of the kept tokens.
+    // Of what is measured of the tokens that are kept since the boundary was last moved.
     __device__ __forceinline__ Joined<Mass> sum(Measure measure) {
         Mass mine = 0;
-        team.walk([&](int id) { return kept(id); }, [&](int, const FourLogits& four) {
+        team.walk([&](int id) { return kept(id); }, [&](int id, FourLogits four) {
+            if constexpr (Blocks > 1) team.held_at(id) = four = cut(four, id);
             UNROLL for (float weight : four.of)
                 if (weight > 0.0f) mine += measured(weight, measure);
         });
@@ -125,58 +131,62 @@ struct Drawing {
     __device__ __forceinline__ void count_digits(Measure measure, uint32_t prefix, int shift) {
         team.walk([&](int id) { return kept(id); }, [&](int, const FourLogits& four) {
             UNROLL for (float weight : four.of) {
-                const uint32_t digits = key_of(weight) >> shift;
-                if (weight == 0.0f || digits >> kDigitBits != prefix) continue;
-                const Mass mine = measured(weight, measure);
-                const uint32_t bin = digits % kBins, low = uint32_t(mine), old = atomicAdd(&shared.low[bin], low);
+                const uint32_t digits = key_of(weight) >> shift, bin = digits % kBins;
+                if (digits >> kDigitBits != prefix) continue;  // so it is where the weight is 0
+                if (measure == kCount) {
+                    atomicAdd(&shared.low[bin], 1u);
+                    continue;
+                }
+                const Mass mine = mass_of(weight);
+                const uint32_t low = uint32_t(mine), old = atomicAdd(&shared.low[bin], low);
                 const uint32_t high = uint32_t(mine >> 32) + (old + low < low);
                 if (high) atomicAdd(&shared.high[bin], high);
             }
         });
     }
 
-    // Each block adds up a part of the bins over all blocks; then the part, and in it the bin, is looked for, from the
-    // highest on, at which what lies above and in it reaches the goal. above: becomes what lies above it; here: in it.
-    // False where all together are less. The histogram is empty again.
+    // Each block adds up a part of the bins over all blocks; then the bin is looked for, from the highest on, at which what
+    // lies above and in it reaches the goal. above: becomes what lies above it; here: in it. False where all together are
+    // less. The histogram is empty again.
     __device__ __forceinline__ bool find_digit(Mass goal, uint32_t& digit, Mass& above, Mass& here) {
-        constexpr int kPart = kBins / Blocks, kOfLane = kPart / kWarpSize;
+        constexpr int kPart = kBins / Blocks, kGroups = kPart / kWarpSize;
+        static_assert(kBins == kWarpSize * kWarpSize, "a lane a group, then a lane a bin");
         team.meet();
-        Mass mine = 0;
         KEEP_LOOP for (int i = int(threadIdx.x); i < kPart; i += kRowThreads) {
             const int bin = team.rank() * kPart + i;
             Mass sum = 0;
             UNROLL for (int block = 0; block < Blocks; block++)
                 sum += (Mass(*theirs<Blocks>(block, &shared.high[bin])) << 32) + *theirs<Blocks>(block, &shared.low[bin]);
             shared.sums[i] = sum;
-            mine += sum;
+            UNROLL for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(kAllLanes, sum, mask);
+            if (team.lane() == 0) shared.groups[i / kWarpSize] = sum;
         }
-        const Mass total = team.join(mine, Mass(0), Sum()).row;
+        team.meet();
         clear_bins();
-        if (above + total < goal) return false;
         if (team.warp() == 0) {
-            int part = Blocks - 1;
-            Mass over = above;
-            KEEP_LOOP for (Mass of_part; part > 0 && over + (of_part = team.told_by(part)) < goal; part--) over += of_part;
-            const Mass* bins = theirs<Blocks>(part, shared.sums);
-            const int last = kPart - 1 - team.lane() * kOfLane;
-            Mass of_lane = 0;
-            for (int i = 0; i < kOfLane; i++) of_lane += bins[last - i];
-            const Mass up_to = over + sum_up_to(of_lane);
-            const uint32_t reached = __ballot_sync(kAllLanes, up_to >= goal);
-            if (team.lane() == __ffs(reached) - 1) {
-                Mass mass = up_to - of_lane;
-                int bin = last;
-                KEEP_LOOP while (mass + bins[bin] < goal) mass += bins[bin--];
-                shared.digit = uint32_t(part * kPart + bin);
-                shared.above = mass;
-                shared.here = bins[bin];
+            const int last = kWarpSize - 1 - team.lane();
+            const Mass in_group = *theirs<Blocks>(last / kGroups, &shared.groups[last % kGroups]);
+            const Mass to_group = above + sum_up_to(in_group);
+            const int found = __ffs(__ballot_sync(kAllLanes, to_group >= goal)) - 1;
+            if (found < 0) {
+                if (team.lane() == 0) shared.digit = kBins;
+            } else {
+                const int group = kWarpSize - 1 - found;
+                const Mass over = __shfl_sync(kAllLanes, to_group - in_group, found);
+                const Mass in_bin = *theirs<Blocks>(group / kGroups, &shared.sums[group % kGroups * kWarpSize + last]);
+                const Mass to_bin = over + sum_up_to(in_bin);
+                if (team.lane() == __ffs(__ballot_sync(kAllLanes, to_bin >= goal)) - 1) {
+                    shared.digit = uint32_t(group * kWarpSize + last);
+                    shared.above = to_bin - in_bin;
+                    shared.here = in_bin;
+                }
             }
         }
         __syncthreads();
         digit = shared.digit;
         above = shared.above;
         here = shared.here;
-        return true;
+        return digit < kBins;
     }
 
     // Keeps the best tokens that come to the goal, or all where there are not so many.
@@ -237,8 +247,9 @@ __device__ __forceinline__ void draw_token(const DrawArgs& a, Shared<Blocks>& sh
     const float scale = kLog2E / fmaxf(a.temperature[row], 1e-10f);
     Drawing<Blocks> drawing{shared, team, value_of(best), scale, {weight_of(0), team.vocabulary}};
     if constexpr (Blocks > 1)
-        team.walk([&](int id) { return team.four_at(id); },
-                              [&](int id, const FourLogits& four) { team.held_at(id) = drawing.weigh(four); });
+        team.walk([&](int id) { return team.four_at(id); }, [&](int id, const FourLogits& four) {
+            team.held_at(id) = drawing.cut(drawing.weigh(four), id);
+        });
     drawing.clear_bins();
     __syncthreads();
 
@@ -258,7 +269,7 @@ __device__ __forceinline__ void draw_token(const DrawArgs& a, Shared<Blocks>& sh
 }
 
 template <int Blocks>
-__global__ void __launch_bounds__(kRowThreads, 2) draw_kernel(DrawArgs a, bool is_aligned) {
+__global__ void __launch_bounds__(kRowThreads, Blocks > 1 ? 3 : 2) draw_kernel(DrawArgs a, bool is_aligned) {
     auto& shared = *reinterpret_cast<Shared<Blocks>*>(dynamic_shared());
     RowTeam<Blocks> team{shared.exchange, reinterpret_cast<FourLogits*>(&shared + 1),
                          a.logits + int64_t(blockIdx.x) * a.row_stride, int(a.vocabulary), is_aligned};

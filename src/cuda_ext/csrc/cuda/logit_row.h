@@ -178,11 +178,6 @@ struct RowTeam {
 
     // What this block's warps had at the last join, until the second from then.
     __device__ __forceinline__ const unsigned long long* of_warps() const { return exchange.of_warps[turn]; }
-
-    // What the block of that rank, of several, had at the last join.
-    __device__ __forceinline__ unsigned long long told_by(int of_rank) const {
-        return *theirs<Blocks>(of_rank, &exchange.of_block[turn]);
-    }
 };
 
 // blockIdx.x is the row. cluster_bytes, block_bytes: the shared memory of a cluster's blocks but for the logits that they
