@@ -8,6 +8,7 @@ constexpr int kThreads = kTileOutputs * kTileInputs / 8;
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) dequantise_kernel(DequantiseArgs a, WeightFormat format, bool aligned) {
+    begin_kernel();
     const int64_t tile = blockIdx.x, panel = blockIdx.y;
     const auto* from = static_cast<const uint8_t*>(a.panels) + (panel * gridDim.x + tile) * format.tile_bytes();
     const int output = int(threadIdx.x) / 8, first = int(threadIdx.x) % 8 * 8;

@@ -49,6 +49,14 @@ inline float from_float<float>(float x) {
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 
+// What every kernel begins with. On sm_90 and later its blocks may be there before the kernel ahead of it has ended
+// (launch.h): here they wait for its end and for what it wrote, and from here on those of the next kernel may come.
+__device__ __forceinline__ void begin_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 

@@ -270,6 +270,7 @@ __device__ __forceinline__ void draw_token(const DrawArgs& a, Shared<Blocks>& sh
 
 template <int Blocks>
 __global__ void __launch_bounds__(kRowThreads, Blocks > 1 ? 3 : 2) draw_kernel(DrawArgs a, bool is_aligned) {
+    begin_kernel();
     auto& shared = *reinterpret_cast<Shared<Blocks>*>(dynamic_shared());
     RowTeam<Blocks> team{shared.exchange, reinterpret_cast<FourLogits*>(&shared + 1),
                          a.logits + int64_t(blockIdx.x) * a.row_stride, int(a.vocabulary), is_aligned};

@@ -9,6 +9,7 @@ constexpr int kThreads = 128;
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a, bool aligned) {
+    begin_kernel();
     const int64_t token = blockIdx.x, row = a.ids[token] - a.first_id;
     const int i = int(blockIdx.y * kThreads + threadIdx.x) * 8, left = int(a.dim) - i, count = left < 8 ? left : 8;
     if (count <= 0) return;
@@ -19,6 +20,7 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a, bool align
 }
 
 __global__ void __launch_bounds__(kThreads) embed_quantised_kernel(EmbedArgs a, WeightFormat format) {
+    begin_kernel();
     const int64_t token = blockIdx.x, row = a.ids[token] - a.first_id;
     const bool is_held = row >= 0 && row < a.rows;
     const int64_t tile_bytes = format.tile_bytes();

@@ -13,6 +13,7 @@ __device__ __forceinline__ float activate(float x) {
 
 template <typename T, bool IsSilu, bool IsAligned>
 __global__ void __launch_bounds__(kThreads) gated_activation_kernel(GatedActivationArgs a) {
+    begin_kernel();
     const int64_t row = blockIdx.y, i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 8;
     if (i >= a.dim) return;
     const int count = int(a.dim - i < 8 ? a.dim - i : 8);

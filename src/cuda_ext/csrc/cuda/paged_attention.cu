@@ -110,6 +110,7 @@ struct AttentionBlock : BlockRows {
 
 template <typename Cache, int Dim, int Warps, bool IsSplit>
 __global__ void __launch_bounds__(Warps* kWarpSize, 1) paged_attention_kernel(AttentionArgs a, bool aligned) {
+    begin_kernel();
     Span span;
     if (!find_span<Warps, IsSplit>(a, span)) return;
     using Block = AttentionBlock<Cache, Dim, Warps, IsSplit>;
@@ -138,6 +139,7 @@ constexpr int kMergeThreads = 128;
 
 // A block a head of a single token.
 __global__ void __launch_bounds__(kMergeThreads) merge_sections_kernel(AttentionArgs a) {
+    begin_kernel();
     const int head = int(blockIdx.x), sequence = int(blockIdx.y), token = a.query_starts[sequence];
     const int context = a.context_lens[sequence];
     const float v_scale = scale_of(a.v_scales, head / (a.heads / a.kv_heads));

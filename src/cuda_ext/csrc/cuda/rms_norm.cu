@@ -53,6 +53,7 @@ struct Row {
 
 template <typename X, typename T, int Eights>
 __global__ void __launch_bounds__(kMostThreads) rms_norm_kernel(RmsNormArgs a, bool aligned) {
+    begin_kernel();
     const unsigned outer = blockIdx.x / unsigned(a.inner), inner = blockIdx.x % unsigned(a.inner);
     const X* x = static_cast<const X*>(a.x) + outer * a.outer_stride + inner * a.inner_stride;
     by_alignment(aligned, [&](auto is_aligned) {
@@ -64,6 +65,7 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_kernel(RmsNormArgs a, b
 
 template <typename T, int Eights>
 __global__ void __launch_bounds__(kMostThreads) add_rms_norm_kernel(AddRmsNormArgs a, bool aligned) {
+    begin_kernel();
     const int64_t row = blockIdx.x;
     float* residual = a.residual + row * a.residual_stride;
     by_alignment(aligned, [&](auto is_aligned) {

@@ -87,6 +87,7 @@ __device__ __forceinline__ void rope_eight(const RopeWriteKvArgs& a, const Eight
 // blockIdx.x: the token. Slots are below 2^31.
 template <typename T, typename Cache>
 __global__ void __launch_bounds__(kThreads) rope_write_kv_kernel(RopeWriteKvArgs a, Eights eights) {
+    begin_kernel();
     const int64_t token = blockIdx.x, slot = a.cache_slots[token];
     const int position = a.positions[token], eight = int(blockIdx.y * kThreads + threadIdx.x);
     const bool has_position = position >= 0 && position < a.max_positions;

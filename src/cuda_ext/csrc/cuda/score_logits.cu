@@ -52,6 +52,7 @@ __device__ __forceinline__ void tell_best(const ScoreLogitsArgs& a, RowTeam<Bloc
 
 template <int Blocks>
 __global__ void __launch_bounds__(kRowThreads, 3) score_logits_kernel(ScoreLogitsArgs a, bool is_aligned) {
+    begin_kernel();
     const int64_t place = blockIdx.x, row = a.rows[place];
     if (row < 0 || row >= a.logits_rows) return;
     auto& exchange = *reinterpret_cast<Exchange*>(dynamic_shared());
@@ -75,6 +76,7 @@ __global__ void __launch_bounds__(kRowThreads, 3) score_logits_kernel(ScoreLogit
 }
 
 __global__ void __launch_bounds__(kThreads) pick_logits_kernel(PickLogitsArgs a) {
+    begin_kernel();
     const int64_t place = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (place >= a.count) return;
     const int64_t row = a.rows[place];

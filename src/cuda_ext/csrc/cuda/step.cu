@@ -7,6 +7,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) feed_tokens_kernel(FeedTokensArgs a) {
+    begin_kernel();
     const int64_t token = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (token >= a.tokens) return;
     const int source = a.sources[token];
@@ -17,6 +18,7 @@ __global__ void __launch_bounds__(kThreads) feed_tokens_kernel(FeedTokensArgs a)
 
 // Blocks along y share a row.
 __global__ void __launch_bounds__(kThreads) take_rows_kernel(TakeRowsArgs a, bool aligned) {
+    begin_kernel();
     const int64_t row = a.rows[blockIdx.x];
     if (row < 0 || row >= a.x_rows) return;
     const auto* from = static_cast<const unsigned char*>(a.x) + row * a.row_bytes;
