@@ -193,16 +193,23 @@ struct Drawing {
     __device__ __forceinline__ void keep_best(Mass goal, Measure measure) {
         uint32_t key = 0, digit = 0;
         Mass above = 0, here = 0;
-        KEEP_LOOP for (int shift = 2 * kDigitBits; shift >= 0; shift -= kDigitBits) {
+        KEEP_LOOP for (int shift = 2 * kDigitBits;; shift -= kDigitBits) {
             count_digits(measure, key, shift);
             if (!find_digit(goal, digit, above, here)) return;
             key = key << kDigitBits | digit;
+            const float weight = weight_of(key << shift);  // the least in the bin
+            const Mass each = measure == kMass ? mass_of(weight) : 1;
+            const bool is_wanted_whole = above + here == goal || here < 2 * each;  // which then is one token
+            if (!is_wanted_whole && shift > 0) continue;
+            if (weight > boundary.weight) boundary = {weight, team.vocabulary};
+            if (!is_wanted_whole) keep_first((goal - above + each - 1) / each, here / each);
+            return;
         }
-        const float weight = weight_of(key);
-        const Mass each = measured(weight, measure), wanted = (goal - above + each - 1) / each;
-        boundary = {weight, boundary.weight == weight ? boundary.last_id : team.vocabulary};
-        if (wanted * each >= here) return;
-        // Of several of one weight those with the lower ids.
+    }
+
+    // Of ``there`` tokens of the boundary's weight as many as are wanted, those with the lower ids.
+    __device__ __forceinline__ void keep_first(Mass wanted, Mass there) {
+        if (wanted >= there) return;
         const Mass before = sum(kEquals).before;
         Mass last_id = 0;
         reach(wanted, kEquals, before, [&](int id) { last_id = Mass(id); });
