@@ -69,11 +69,11 @@ OPERATORS = {
 64-bit integers."""
 
 PICKS = {
-    "rms_norm": "a warp a row up to 512 elements, else a block",
-    "add_rms_norm": "a warp a row up to 512 elements, else a block",
-    "rope_write_kv": "a block a token",
+    "rms_norm": "a block a row, eight elements a thread up to 8192",
+    "add_rms_norm": "a block a row, eight elements a thread up to 8192",
+    "rope_write_kv": "eight pairs of a head a thread",
     "gated_activation": "eight elements a thread",
-    "embed": "a block a token, from plain or quantised tables",
+    "embed": "eight elements a thread; a block a token from quantised tables",
     "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64; "
     "on sm_90a then wgmma, 128 × 64 or 128; fp8 weights to 16-bit floats in registers",
     "linear_quantised": "as linear, 128 × 64; codes to 16-bit floats in registers, scales on a group's sum",
@@ -83,13 +83,13 @@ PICKS = {
         "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 128 or 64 rows a block (32 or 16 for 256), on sm_90a "
         "with wgmma for heads of up to 128 and caches of 16 bits; single tokens: a block each 256 positions, a warp each 32"
     ),
-    "draw": "a block a row; radix selection, nothing is sorted",
+    "draw": "a cluster of eight blocks a row (sm_90), else a block; radix selection, nothing is sorted",
     "feed_tokens": "a thread a token",
-    "take_rows": "a block a row",
+    "take_rows": "sixteen bytes a thread",
     "cap_logits": "a thread a logit",
     "adjust_logits": "a block a row",
     "mask_logits": "a thread a logit",
-    "score_logits": "a block a row; a pass for each of the best",
+    "score_logits": "a cluster of eight blocks a row (sm_90), else a block",
     "pick_logits": "a thread a row",
     "all_reduce": "over peer memory, up to 8 ranks of one host: one step, or two where there is much to add",
     "gather_columns": "one step over peer memory, a block a row",

@@ -108,6 +108,8 @@ def test_kernels_stay_inside_their_tensors(test: str) -> None:
             for operator in ("linear", "linear_quantised", "paged_attention")
             for chip in ("90", "90:1")
         ),
+        ("draw", "90"),
+        ("score_logits", "90"),
     ],
 )
 def test_threads_of_a_block_meet_where_they_must(operator: str, chip: str, tmp_path: Path) -> None:
@@ -213,6 +215,33 @@ PLANTED = {
         "heap-use-after-free",
         "90",
     ),
+    "no barrier before other blocks' histograms are added": Planted(
+        "draw",
+        "draw.cu",
+        "        team.meet();\n        Mass mine = 0;",
+        "        Mass mine = 0;",
+        "thread",
+        "data race",
+        "90",
+    ),
+    "sums in the place of those that other blocks still read": Planted(
+        "draw",
+        "logit_row.h",
+        "join_blocks<Blocks>(exchange, turn ^= 1",
+        "join_blocks<Blocks>(exchange, 0",
+        "thread",
+        "data race",
+        "90",
+    ),
+    "a block that leaves while others read its best": Planted(
+        "score_logits",
+        "score_logits.cu",
+        "    team.meet();  // nobody leaves while others may read what it has told",
+        "",
+        MEMORY,
+        "heap-use-after-free",
+        "90",
+    ),
     "no barrier before wgmma reads its rows": Planted(
         "linear",
         "linear_group.h",
@@ -268,13 +297,18 @@ PLANTED = {
         "90",
     ),
     "a column too far": Planted(
-        "rms_norm", "rms_norm.cu", "i < a.dim;", "i <= a.dim;", MEMORY, "heap-buffer-overflow"
+        "rms_norm",
+        "rms_norm.cu",
+        "if (place(n) < dim) load_eight",
+        "if (place(n) <= dim) load_eight",
+        MEMORY,
+        "heap-buffer-overflow",
     ),
     "a warp's place too far": Planted(
         "rms_norm",
         "device.h",
         "parts[threadIdx.x / kWarpSize] = x",
-        "parts[threadIdx.x / kWarpSize + 1] = x",
+        "parts[threadIdx.x / kWarpSize + 30] = x",
         MEMORY,
         "insufficient space|global-buffer-overflow",
     ),
@@ -292,7 +326,7 @@ PLANTED = {
         "return reinterpret_cast<uintptr_t>(pointer) % sizeof(Eight<T>) == 0 && stride % 8 == 0;",
         "return pointer || stride;",
         MEMORY,
-        "misaligned address",
+        "misaligned address|heap-buffer-overflow",
         more=(("dim", 1003),),
     ),
 }

@@ -34,6 +34,7 @@ __device__ __forceinline__ void walk(int first, int step, int end, const Read& r
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4) all_reduce_kernel(AllReduceArgs a, Regions regions) {
+    begin_kernel();
     const int block = int(blockIdx.x), rank = int(a.rank), ranks = int(a.ranks);
     const int warp = int(threadIdx.x) / kWarpSize, lane = int(threadIdx.x) % kWarpSize;
     Signs& mine = regions.signs(rank);

@@ -139,6 +139,7 @@ struct AttentionGroup : BlockRows {
 
 template <typename T, int Dim, int Groups>
 __global__ void __launch_bounds__(kGroupThreads<Groups>, 1) paged_attention_group_kernel(AttentionArgs a, bool aligned) {
+    begin_kernel();
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int kWarps = Groups * kGroupWarps;
     Span span;

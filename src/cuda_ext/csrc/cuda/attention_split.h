@@ -339,6 +339,7 @@ constexpr int kSplitBlocks = Warps > 4 ? 1 : Dim > 128 ? 2 : Dim > 64 ? 3 : size
 template <typename Cache, int Dim, int Warps>
 __global__ void __launch_bounds__(Warps* kWarpSize, kSplitBlocks<Cache, Dim, Warps>)
     paged_attention_split_kernel(AttentionArgs a, SplitSizes sizes) {
+    begin_kernel();
     using Block = SplitBlock<Cache, Dim, Warps>;
     // All that is to be looked up is asked for at once: without a window the first position is known before the context is.
     const unsigned sequence = blockIdx.y;

@@ -59,6 +59,7 @@ struct Dequantised {
 
 template <typename T, int Bits, int Group, bool HasOffset>
 __global__ void __launch_bounds__(kThreads) dequantise_kernel(DequantiseArgs a, bool is_aligned) {
+    begin_kernel();
     using Weight = QuantisedWeight<T, Bits, Group, HasOffset>;
     const int64_t tiles = tiles_of(a.columns), panel = blockIdx.y;
     const int64_t first = (int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarpSize) * kTilesOfWarp;

@@ -49,6 +49,14 @@ inline float from_float<float>(float x) {
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 
+// What every kernel begins with. On sm_90 and later its blocks may be there before the kernel ahead of it has ended
+// (launch.h): here they wait for its end and for what it wrote, and from here on those of the next kernel may come.
+__device__ __forceinline__ void begin_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
@@ -118,9 +126,33 @@ __device__ __forceinline__ void store_eight(T* to, const float (&from)[8], int c
         if (i < count) to[i] = from_float<T>(from[i]);
 }
 
+// As store_eight of aligned elements of 16 bits, to global memory: as one vector, also where the compiler would take the
+// struct apart.
+template <typename T>
+__device__ __forceinline__ void store_vector(T* to, const float (&from)[8]) {
+#if defined(__CUDACC__)
+    __stwb(reinterpret_cast<uint4*>(to), make_uint4(pair_of<T>(from[0], from[1]), pair_of<T>(from[2], from[3]),
+                                                    pair_of<T>(from[4], from[5]), pair_of<T>(from[6], from[7])));
+#else
+    store_eight(to, from, 8, true);
+#endif
+}
+
 template <typename T>
 inline bool is_aligned(const void* pointer, int64_t stride) {
     return reinterpret_cast<uintptr_t>(pointer) % sizeof(Eight<T>) == 0 && stride % 8 == 0;
+}
+
+template <bool Value>
+struct Constant {
+    __device__ constexpr operator bool() const { return Value; }
+};
+
+// Calls run with a constant of what is_aligned says: where it branched at each load, the next would wait for it.
+template <typename Run>
+__device__ __forceinline__ void by_alignment(bool is_aligned, const Run& run) {
+    if (is_aligned) run(Constant<true>());
+    else run(Constant<false>());
 }
 
 // What an fp8 cache of a KV head is multiplied with.
@@ -177,9 +209,20 @@ __device__ __forceinline__ float exp_two(float x) {
 #endif
 }
 
+// x / y but for a few last bits; 0 where y is beyond 2^126.
+__device__ __forceinline__ float divide_roughly(float x, float y) {
+#if defined(__CUDACC__)
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+    return x * inverse;
+#else
+    return y > 0x1p126f ? 0.0f : x / y;
+#endif
+}
+
 constexpr float kLog2E = 1.4426950408889634f;
 
 __device__ __forceinline__ float tanh_of(float x) {
     const float e = exp_two(-2.0f * kLog2E * fabsf(x));
-    return copysignf((1.0f - e) / (1.0f + e), x);
+    return copysignf(divide_roughly(1.0f - e, 1.0f + e), x);
 }

@@ -1,4 +1,5 @@
-// Rows of the embedding matrix, gathered and scaled; ids that this rank does not hold give zeros. A block a token.
+// Rows of the embedding matrix, gathered and scaled; ids that this rank does not hold give zeros. A thread
+// does eight elements; of a quantised matrix a block a token.
 #include "launch.h"
 #include "quantised.h"
 
@@ -8,18 +9,18 @@ constexpr int kThreads = 128;
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a, bool aligned) {
+    begin_kernel();
     const int64_t token = blockIdx.x, row = a.ids[token] - a.first_id;
-    const bool is_held = row >= 0 && row < a.rows;
-    for (int64_t i = int64_t(threadIdx.x) * 8; i < a.dim; i += kThreads * 8) {
-        const int count = int(a.dim - i < 8 ? a.dim - i : 8);
-        float eight[8] = {};
-        if (is_held) load_eight(eight, static_cast<const T*>(a.table) + row * a.dim + i, count, aligned);
-        UNROLL for (float& e : eight) e *= float(a.scale);
-        store_eight(a.out + token * a.dim + i, eight, count, aligned);
-    }
+    const int i = int(blockIdx.y * kThreads + threadIdx.x) * 8, left = int(a.dim) - i, count = left < 8 ? left : 8;
+    if (count <= 0) return;
+    float eight[8] = {};
+    if (row >= 0 && row < a.rows) load_eight(eight, static_cast<const T*>(a.table) + row * a.dim + i, count, aligned);
+    UNROLL for (float& e : eight) e *= float(a.scale);
+    store_eight(a.out + token * a.dim + i, eight, count, aligned);
 }
 
 __global__ void __launch_bounds__(kThreads) embed_quantised_kernel(EmbedArgs a, WeightFormat format) {
+    begin_kernel();
     const int64_t token = blockIdx.x, row = a.ids[token] - a.first_id;
     const bool is_held = row >= 0 && row < a.rows;
     const int64_t tile_bytes = format.tile_bytes();
@@ -34,7 +35,8 @@ __global__ void __launch_bounds__(kThreads) embed_quantised_kernel(EmbedArgs a, 
 template <typename T>
 int start(const EmbedArgs& a) {
     const bool aligned = is_aligned<T>(a.table, a.dim) && is_aligned<float>(a.out, a.dim);
-    return launch("embed", embed_kernel<T>, dim3(unsigned(a.tokens)), kThreads, 0, a.stream, a, aligned);
+    const dim3 grid(unsigned(a.tokens), unsigned((a.dim + kThreads * 8 - 1) / (kThreads * 8)));
+    return launch("embed", embed_kernel<T>, grid, kThreads, 0, a.stream, a, aligned);
 }
 
 }  // namespace

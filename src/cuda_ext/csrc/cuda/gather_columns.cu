@@ -11,6 +11,7 @@ struct Ends {
 };
 
 __global__ void __launch_bounds__(kThreads) gather_columns_kernel(GatherColumnsArgs a, Regions regions, Ends ends) {
+    begin_kernel();
     const int block = int(blockIdx.x), rank = int(a.rank), ranks = int(a.ranks);
     Signs& mine = regions.signs(rank);
     const uint32_t call = mine.calls[block] + 1;

@@ -53,6 +53,18 @@ inline bool has_wgmma() {
 // Bytes that a kernel may have without being asked for.
 constexpr size_t kOrdinarySharedBytes = 48 << 10;
 
+#if defined(__CUDACC__)
+// Whether kernels wait themselves for the one ahead (begin_kernel), so that they may come before it has ended: those that
+// were compiled for sm_90 and later, which all of this library's are that run on a chip, or none.
+inline bool waits_for_others(const void* kernel) {
+    static const bool is_new = [kernel] {
+        cudaFuncAttributes attributes;
+        return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+    }();
+    return is_new && chip().capability >= 90;
+}
+#endif
+
 // cluster: blocks side by side along z that form one.
 template <typename... Params>
 int launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, unsigned cluster, int threads,
@@ -63,16 +75,23 @@ int launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, unsi
     if (shared_bytes > kOrdinarySharedBytes)
         error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (error == cudaSuccess) {
-        cudaLaunchAttribute attribute = {};
-        attribute.id = cudaLaunchAttributeClusterDimension;
-        attribute.val.clusterDim = {1, 1, cluster};
+        cudaLaunchAttribute attributes[2] = {};
+        unsigned count = 0;
+        if (waits_for_others(reinterpret_cast<const void*>(kernel))) {
+            attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+            attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+        }
+        if (cluster > 1) {
+            attributes[count].id = cudaLaunchAttributeClusterDimension;
+            attributes[count++].val.clusterDim = {1, 1, cluster};
+        }
         cudaLaunchConfig_t config = {};
         config.gridDim = grid;
         config.blockDim = dim3(unsigned(threads));
         config.dynamicSmemBytes = shared_bytes;
         config.stream = static_cast<cudaStream_t>(stream);
-        config.attrs = &attribute;
-        config.numAttrs = cluster > 1;
+        config.attrs = attributes;
+        config.numAttrs = count;
         error = cudaLaunchKernelEx(&config, kernel, args...);
     }
 #else

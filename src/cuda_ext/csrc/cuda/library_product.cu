@@ -19,6 +19,7 @@ constexpr int kThreads = 256;
 // What the product is added to.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) fill_with_bias_kernel(T* out, const float* bias, int64_t outputs, int64_t stride) {
+    begin_kernel();
     const int64_t output = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (output < outputs) out[blockIdx.y * stride + output] = from_float<T>(bias[output]);
 }

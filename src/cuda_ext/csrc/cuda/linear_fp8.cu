@@ -36,6 +36,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) widen_fp8_kernel(T* out, const fp8* weight, const float* scales, int64_t outputs,
                                                              int64_t inputs, int64_t stride, bool from_aligned,
                                                              bool to_aligned) {
+    begin_kernel();
     const int64_t first = int64_t(blockIdx.y) * kOutputsOfThread;
     const int64_t column = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 8;
     if (column >= inputs) return;

@@ -72,6 +72,7 @@ __device__ __forceinline__ void sum_rows(GroupShared<Weight, Rows>& shared, cons
 
 template <typename Weight, int Rows>
 __global__ void __launch_bounds__(kLinearThreads, 1) linear_group_kernel(LinearRows a, Weight weight) {
+    begin_kernel();
     static_assert(Weight::kGroups == 0 || Weight::kGroups == Weight::kScales, "sums of x are of the scaled groups");
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using T = typename Weight::Element;

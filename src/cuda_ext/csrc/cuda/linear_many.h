@@ -51,6 +51,7 @@ struct ManyShared {
 
 template <typename Weight>
 __global__ void __launch_bounds__(kLinearThreads, 1) linear_many_kernel(LinearRows a, Weight weight) {
+    begin_kernel();
     using T = typename Weight::Element;
     constexpr int kPanels = Weight::kPanels, kStepsOfRun = Weight::kRun / 4;
     auto& shared = *reinterpret_cast<ManyShared<Weight>*>(dynamic_shared());

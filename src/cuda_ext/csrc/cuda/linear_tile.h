@@ -128,6 +128,7 @@ __device__ __forceinline__ void store_sum(const LinearRows& a, int64_t row, int6
 // A cluster along z, of one block or more, does 16 outputs and up to 8 · Tiles rows; each of its warps is a turn.
 template <typename Weight, int Tiles>
 __global__ void __launch_bounds__(kLinearThreads, 1) linear_kernel(LinearRows a, Weight weight, bool is_aligned) {
+    begin_kernel();
     using T = typename Weight::Element;
     constexpr int kOfTurn = Tiles * 4 * kWarpSize;  // sums
     auto* parts = reinterpret_cast<float*>(dynamic_shared());

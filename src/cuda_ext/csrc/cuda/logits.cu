@@ -7,6 +7,7 @@ namespace {
 constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads) cap_logits_kernel(CapLogitsArgs a) {
+    begin_kernel();
     float* logits = a.logits + int64_t(blockIdx.y) * a.row_stride;
     const float cap = float(a.cap);
     const int64_t id = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -15,6 +16,7 @@ __global__ void __launch_bounds__(kThreads) cap_logits_kernel(CapLogitsArgs a) {
 
 // A block a row: its biases, then the penalties of its tokens.
 __global__ void __launch_bounds__(kThreads) adjust_logits_kernel(AdjustLogitsArgs a) {
+    begin_kernel();
     const int row = int(blockIdx.x);
     float* logits = a.logits + int64_t(row) * a.row_stride;
     for (int i = a.bias_starts[row] + int(threadIdx.x); i < a.bias_starts[row + 1]; i += kThreads)
@@ -34,6 +36,7 @@ __global__ void __launch_bounds__(kThreads) adjust_logits_kernel(AdjustLogitsArg
 }
 
 __global__ void __launch_bounds__(kThreads) mask_logits_kernel(MaskLogitsArgs a) {
+    begin_kernel();
     const int mask = a.mask_of[blockIdx.y];
     const int64_t id = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (mask < 0 || id >= a.vocabulary) return;

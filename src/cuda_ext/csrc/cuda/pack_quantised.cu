@@ -8,6 +8,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) pack_quantised_kernel(PackQuantisedArgs a, WeightFormat format) {
+    begin_kernel();
     const int64_t tile = blockIdx.x, panel = blockIdx.y, columns = a.groups * a.group;
     auto* to = static_cast<uint8_t*>(a.panels) + (panel * gridDim.x + tile) * format.tile_bytes();
     const auto code_of = [&](int output, int input) {

@@ -104,6 +104,7 @@ struct AttentionBlock : BlockRows {
 
 template <typename Cache, int Dim, int Warps>
 __global__ void __launch_bounds__(Warps* kWarpSize, 1) paged_attention_kernel(AttentionArgs a, bool aligned) {
+    begin_kernel();
     Span span;
     if (!find_span<Warps>(a, span)) return;
     using Block = AttentionBlock<Cache, Dim, Warps>;

@@ -4,82 +4,104 @@
 
 namespace {
 
-constexpr int kMostThreads = 256;
-constexpr int64_t kWarpDim = 512;  // that a warp does as fast as a block
+constexpr int kMostThreads = 1024;
 
-int threads_of(int64_t dim) { return dim <= kWarpDim ? kWarpSize : kMostThreads; }
+// A row in registers. A thread has eight elements, or four eights that lie blockDim.x eights apart.
+template <int Eights, bool IsAligned>
+struct Row {
+    int dim;
+    float x[Eights][8];
 
-__device__ __forceinline__ float scale_of(float squares, int64_t dim, double eps, float* parts) {
-    return 1.0f / sqrtf(sum_of_block(squares, parts) / float(dim) + float(eps));
-}
+    __device__ __forceinline__ int place(int n) const { return (n * int(blockDim.x) + int(threadIdx.x)) * 8; }
+    __device__ __forceinline__ int count(int n) const { return dim - place(n) < 8 ? dim - place(n) : 8; }
 
-template <typename T>
-__device__ __forceinline__ void write_normed(T* out, const float (&x)[8], float scale, const float* weight, int count,
-                                             bool aligned) {
-    float y[8];
-    UNROLL for (int i = 0; i < 8; i++) y[i] = i < count ? x[i] * scale * weight[i] : 0.0f;
-    store_eight(out, y, count, aligned);
-}
-
-template <typename X, typename T>
-__global__ void __launch_bounds__(kMostThreads) rms_norm_kernel(RmsNormArgs a, bool aligned) {
-    __shared__ float parts[kMostThreads / kWarpSize];
-    const int64_t row = blockIdx.x;
-    const X* x = static_cast<const X*>(a.x) + row / a.inner * a.outer_stride + row % a.inner * a.inner_stride;
-    T* out = static_cast<T*>(a.out) + row * a.dim;
-    float squares = 0, eight[8];
-    for (int64_t i = int64_t(threadIdx.x) * 8; i < a.dim; i += int64_t(blockDim.x) * 8) {
-        load_eight(eight, x + i, int(a.dim - i), aligned);
-        UNROLL for (float e : eight) squares += e * e;
+    template <typename X>
+    __device__ __forceinline__ void load(float (&to)[8], int n, const X* from) const {
+        UNROLL for (float& e : to) e = 0.0f;
+        if (place(n) < dim) load_eight(to, from + place(n), count(n), IsAligned);
     }
-    const float scale = scale_of(squares, a.dim, a.eps, parts);
-    for (int64_t i = int64_t(threadIdx.x) * 8; i < a.dim; i += int64_t(blockDim.x) * 8) {
-        const int count = int(a.dim - i < 8 ? a.dim - i : 8);
-        load_eight(eight, x + i, count, aligned);
-        write_normed(out + i, eight, scale, a.weight + i, count, aligned);
-    }
-}
 
-template <typename T>
-__global__ void __launch_bounds__(kMostThreads) add_rms_norm_kernel(AddRmsNormArgs a, bool aligned) {
-    __shared__ float parts[kMostThreads / kWarpSize];
-    const int64_t row = blockIdx.x;
-    const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
-    float* residual = a.residual + row * a.residual_stride;
-    T* out = static_cast<T*>(a.out) + row * a.dim;
-    float squares = 0, sum[8], more[8];
-    for (int64_t i = int64_t(threadIdx.x) * 8; i < a.dim; i += int64_t(blockDim.x) * 8) {
-        const int count = int(a.dim - i < 8 ? a.dim - i : 8);
-        load_eight(sum, residual + i, count, aligned);
-        load_eight(more, x + i, count, aligned);
-        UNROLL for (int e = 0; e < 8; e++) {
-            sum[e] += more[e];
-            squares += sum[e] * sum[e];
+    template <typename X>
+    __device__ __forceinline__ void add(const X* more) {
+        UNROLL for (int n = 0; n < Eights; n++) {
+            float eight[8];
+            load(eight, n, more);
+            UNROLL for (int e = 0; e < 8; e++) x[n][e] += eight[e];
         }
-        store_eight(residual + i, sum, count, aligned);
     }
-    const float scale = scale_of(squares, a.dim, a.eps, parts);
-    for (int64_t i = int64_t(threadIdx.x) * 8; i < a.dim; i += int64_t(blockDim.x) * 8) {
-        const int count = int(a.dim - i < 8 ? a.dim - i : 8);
-        load_eight(sum, residual + i, count, aligned);  // this thread's own
-        write_normed(out + i, sum, scale, a.weight + i, count, aligned);
+
+    template <typename X>
+    __device__ __forceinline__ void store(int n, X* to) const {
+        if (place(n) < dim) store_eight(to + place(n), x[n], count(n), IsAligned);
     }
+
+    template <typename X>
+    __device__ __forceinline__ void store_normed(X* to, const float* weight, double eps) {
+        __shared__ float parts[kMostThreads / kWarpSize];
+        float weights[8], squares = 0;
+        if (Eights == 1) load(weights, 0, weight);  // before the others are waited for
+        UNROLL for (int n = 0; n < Eights; n++)
+            UNROLL for (int e = 0; e < 8; e++) squares += x[n][e] * x[n][e];
+        const float scale = 1.0f / sqrtf(sum_of_block(squares, parts) / float(dim) + float(eps));
+        UNROLL for (int n = 0; n < Eights; n++) {
+            if (Eights > 1) load(weights, n, weight);
+            UNROLL for (int e = 0; e < 8; e++) x[n][e] = x[n][e] * scale * weights[e];
+            store(n, to);
+        }
+    }
+};
+
+template <typename X, typename T, int Eights>
+__global__ void __launch_bounds__(kMostThreads) rms_norm_kernel(RmsNormArgs a, bool aligned) {
+    begin_kernel();
+    const unsigned outer = blockIdx.x / unsigned(a.inner), inner = blockIdx.x % unsigned(a.inner);
+    const X* x = static_cast<const X*>(a.x) + outer * a.outer_stride + inner * a.inner_stride;
+    by_alignment(aligned, [&](auto is_aligned) {
+        Row<Eights, is_aligned> it = {int(a.dim)};
+        UNROLL for (int n = 0; n < Eights; n++) it.load(it.x[n], n, x);
+        it.store_normed(static_cast<T*>(a.out) + int64_t(blockIdx.x) * a.dim, a.weight, a.eps);
+    });
+}
+
+template <typename T, int Eights>
+__global__ void __launch_bounds__(kMostThreads) add_rms_norm_kernel(AddRmsNormArgs a, bool aligned) {
+    begin_kernel();
+    const int64_t row = blockIdx.x;
+    float* residual = a.residual + row * a.residual_stride;
+    by_alignment(aligned, [&](auto is_aligned) {
+        Row<Eights, is_aligned> it = {int(a.dim)};
+        UNROLL for (int n = 0; n < Eights; n++) it.load(it.x[n], n, residual);
+        it.add(static_cast<const T*>(a.x) + row * a.x_stride);
+        UNROLL for (int n = 0; n < Eights; n++) it.store(n, residual);
+        it.store_normed(static_cast<T*>(a.out) + row * a.dim, a.weight, a.eps);
+    });
+}
+
+int threads_of(int64_t dim) {
+    const int64_t warps = (dim + 8 * kWarpSize - 1) / (8 * kWarpSize);
+    return int(warps < kMostThreads / kWarpSize ? warps : kMostThreads / kWarpSize) * kWarpSize;
+}
+
+template <typename Args, typename Kernel>
+int start(const char* name, Kernel one_each, Kernel four_each, int64_t rows, const Args& a, bool aligned) {
+    if (a.dim > 32 * kMostThreads) return kNotSupported;
+    const auto kernel = a.dim <= 8 * kMostThreads ? one_each : four_each;
+    return launch(name, kernel, dim3(unsigned(rows)), threads_of(a.dim), 0, a.stream, a,
+                  aligned && is_aligned<float>(a.weight, a.dim));
 }
 
 template <typename X, typename T>
 int start(const RmsNormArgs& a) {
     const bool aligned = is_aligned<X>(a.x, a.outer_stride) && is_aligned<X>(a.x, a.inner_stride) &&
                          is_aligned<T>(a.out, a.dim);
-    return launch("rms_norm", rms_norm_kernel<X, T>, dim3(unsigned(a.outer * a.inner)), threads_of(a.dim), 0, a.stream,
-                  a, aligned);
+    return start("rms_norm", rms_norm_kernel<X, T, 1>, rms_norm_kernel<X, T, 4>, a.outer * a.inner, a, aligned);
 }
 
 template <typename T>
 int start(const AddRmsNormArgs& a) {
     const bool aligned = is_aligned<T>(a.x, a.x_stride) && is_aligned<float>(a.residual, a.residual_stride) &&
                          is_aligned<T>(a.out, a.dim);
-    return launch("add_rms_norm", add_rms_norm_kernel<T>, dim3(unsigned(a.rows)), threads_of(a.dim), 0, a.stream, a,
-                  aligned);
+    return start("add_rms_norm", add_rms_norm_kernel<T, 1>, add_rms_norm_kernel<T, 4>, a.rows, a, aligned);
 }
 
 }  // namespace

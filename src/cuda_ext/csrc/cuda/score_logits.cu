@@ -1,74 +1,82 @@
 // What log-probabilities are made of, so that no row of logits has to leave the device: the logarithm of the sum of
 // exponentials, the best ids, and the logit of the id that was drawn. Sums are of doubles, in an order that depends on the
-// number of logits alone.
-#include "launch.h"
+// number of logits alone. A cluster of blocks a row, or a block.
+#include "logit_row.h"
 
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / kWarpSize;
 
-struct Candidate {
-    float value;
-    int id;
-};
+// That there is room for; an even number of them ends where a FourLogits may begin.
+__host__ __device__ __forceinline__ int64_t tops_of(const ScoreLogitsArgs& a) { return (a.width + 1) / 2 * 2; }
+static_assert(sizeof(Exchange) % sizeof(FourLogits) == 0);
 
-__device__ __forceinline__ bool is_before(Candidate a, Candidate b) {
-    return a.value > b.value || (a.value == b.value && a.id < b.id);
+// The best of this thread's candidates that come after ``last``.
+template <int Blocks>
+__device__ __forceinline__ Ranked next_best(const RowTeam<Blocks>& team, Ranked last) {
+    Ranked best = 0;
+    team.walk([&](int id) { return team.four_at(id); }, [&](int id, const FourLogits& four) {
+        UNROLL for (int e = 0; e < 4; e++) {
+            const Ranked one = four.of[e] > -INFINITY ? ranked(four.of[e], id + e) : 0;
+            if (one < last && one > best) best = one;
+        }
+    });
+    return best;
 }
 
-// The best of those that come after ``last``; an id of ``vocabulary`` where there is none above -inf. Every thread calls.
-__device__ Candidate next_best(const float* logits, int vocabulary, Candidate last, Candidate* parts) {
-    Candidate best = {-INFINITY, vocabulary};
-    for (int id = int(threadIdx.x); id < vocabulary; id += kThreads) {
-        const Candidate here = {logits[id], id};
-        if (is_before(last, here) && is_before(here, best)) best = here;
+// Each block's best, and of those the row's.
+template <int Blocks>
+__device__ __forceinline__ void tell_best(const ScoreLogitsArgs& a, RowTeam<Blocks>& team, Ranked* tops, int top,
+                                          Ranked mine) {
+    for (int n = 0; n < top; n++) {
+        const Ranked best = team.join_block(mine, Larger());
+        if (threadIdx.x == 0) tops[n] = best;
+        if (best && mine == best) mine = next_best(team, best);
     }
-    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
-        const Candidate other = {__shfl_xor_sync(kAllLanes, best.value, mask), __shfl_xor_sync(kAllLanes, best.id, mask)};
-        if (is_before(other, best)) best = other;
+    team.meet();
+    if (team.rank() > 0 || team.warp() > 0) return;
+    const Ranked* of_block = theirs<Blocks>(team.lane() < Blocks ? team.lane() : 0, tops);
+    int taken = 0;
+    for (int n = 0; n < top; n++) {
+        const Ranked next = team.lane() < Blocks ? of_block[taken] : 0;
+        Ranked best = next;
+        UNROLL for (int mask = kWarpSize / 2; mask > 0; mask /= 2)
+            best = Larger()(best, __shfl_xor_sync(kAllLanes, best, mask));
+        taken += best && next == best;
+        if (team.lane() > 0) continue;
+        const int64_t place = int64_t(blockIdx.x) * a.width + n;
+        a.top_ids[place] = best ? id_of(best) : -1;
+        a.top_values[place] = best ? value_of(best) : -INFINITY;
     }
-    if (threadIdx.x % kWarpSize == 0) parts[threadIdx.x / kWarpSize] = best;
-    __syncthreads();
-    for (int warp = 0; warp < kWarps; warp++)
-        if (is_before(parts[warp], best)) best = parts[warp];
-    __syncthreads();
-    return best.value == -INFINITY ? Candidate{-INFINITY, vocabulary} : best;
 }
 
-// Of exp(logit - peak).
-__device__ double sum_exponentials(const float* logits, int vocabulary, float peak, double* parts) {
-    double sum = 0;
-    for (int id = int(threadIdx.x); id < vocabulary; id += kThreads) sum += double(expf(logits[id] - peak));
-    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(kAllLanes, sum, mask);
-    if (threadIdx.x % kWarpSize == 0) parts[threadIdx.x / kWarpSize] = sum;
-    __syncthreads();
-    sum = 0;
-    for (int warp = 0; warp < kWarps; warp++) sum += parts[warp];
-    return sum;
-}
-
-// A block a row.
-__global__ void __launch_bounds__(kThreads) score_logits_kernel(ScoreLogitsArgs a) {
-    __shared__ Candidate candidates[kWarps];
-    __shared__ double sums[kWarps];
+template <int Blocks>
+__global__ void __launch_bounds__(kRowThreads, 3) score_logits_kernel(ScoreLogitsArgs a, bool is_aligned) {
+    begin_kernel();
     const int64_t place = blockIdx.x, row = a.rows[place];
     if (row < 0 || row >= a.logits_rows) return;
-    const float* logits = a.logits + row * a.row_stride;
-    const int vocabulary = int(a.vocabulary), top = int(a.tops[place] < a.width ? a.tops[place] : a.width);
-    Candidate best = next_best(logits, vocabulary, {INFINITY, -1}, candidates);
-    const double sum = sum_exponentials(logits, vocabulary, best.value, sums);
-    if (threadIdx.x == 0) a.totals[place] = log(sum) + double(best.value);
-    for (int n = 0; n < top; n++) {
-        if (threadIdx.x == 0) {
-            a.top_ids[place * a.width + n] = best.id < vocabulary ? best.id : -1;
-            a.top_values[place * a.width + n] = best.value;
-        }
-        if (n + 1 < top) best = next_best(logits, vocabulary, best, candidates);
-    }
+    auto& exchange = *reinterpret_cast<Exchange*>(dynamic_shared());
+    auto* tops = reinterpret_cast<Ranked*>(&exchange + 1);
+    RowTeam<Blocks> team{exchange, reinterpret_cast<FourLogits*>(tops + tops_of(a)), a.logits + row * a.row_stride,
+                         int(a.vocabulary), is_aligned};
+    if constexpr (Blocks > 1)
+        team.template walk<4>([&](int id) { return team.load(id); },
+                              [&](int id, const FourLogits& four) { team.held_at(id) = four; });
+    const Ranked best = next_best(team, ~Ranked(0));
+    const Ranked peak = team.join(best, Ranked(0), Larger()).row;
+    const float peak_value = peak ? value_of(peak) : -INFINITY;
+    double sum = 0;
+    team.walk([&](int id) { return team.four_at(id); }, [&](int, const FourLogits& four) {
+        UNROLL for (float x : four.of) sum += double(expf(x - peak_value));
+    });
+    sum = team.join(sum, 0.0, Sum()).row;
+    if (team.rank() == 0 && threadIdx.x == 0) a.totals[place] = log(sum) + double(peak_value);
+    tell_best(a, team, tops, int(a.tops[place] < a.width ? a.tops[place] : a.width), best);
+    team.meet();  // nobody leaves while others may read what it has told
 }
 
 __global__ void __launch_bounds__(kThreads) pick_logits_kernel(PickLogitsArgs a) {
+    begin_kernel();
     const int64_t place = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (place >= a.count) return;
     const int64_t row = a.rows[place];
@@ -80,7 +88,9 @@ __global__ void __launch_bounds__(kThreads) pick_logits_kernel(PickLogitsArgs a)
 }  // namespace
 
 extern "C" EXPORT int shoal_score_logits(const ScoreLogitsArgs* a) {
-    return launch("score_logits", score_logits_kernel, dim3(unsigned(a->count)), kThreads, 0, a->stream, *a);
+    const size_t shared_bytes = sizeof(Exchange) + size_t(tops_of(*a)) * sizeof(Ranked);
+    return launch_rows<score_logits_kernel<kRowBlocks>, score_logits_kernel<1>>("score_logits", a->count, shared_bytes,
+                                                                                shared_bytes, *a);
 }
 
 extern "C" EXPORT int shoal_pick_logits(const PickLogitsArgs* a) {

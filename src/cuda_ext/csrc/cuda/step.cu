@@ -7,6 +7,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) feed_tokens_kernel(FeedTokensArgs a) {
+    begin_kernel();
     const int64_t token = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (token >= a.tokens) return;
     const int source = a.sources[token];
@@ -15,17 +16,20 @@ __global__ void __launch_bounds__(kThreads) feed_tokens_kernel(FeedTokensArgs a)
     a.token_ids[token] = id < 0 ? 0 : id;
 }
 
-// A block a row.
+// Blocks along y share a row.
 __global__ void __launch_bounds__(kThreads) take_rows_kernel(TakeRowsArgs a, bool aligned) {
+    begin_kernel();
     const int64_t row = a.rows[blockIdx.x];
     if (row < 0 || row >= a.x_rows) return;
     const auto* from = static_cast<const unsigned char*>(a.x) + row * a.row_bytes;
     auto* to = static_cast<unsigned char*>(a.out) + int64_t(blockIdx.x) * a.row_bytes;
     if (aligned) {
-        for (int64_t i = threadIdx.x; i < a.row_bytes / 16; i += kThreads)
+        const int64_t i = int64_t(blockIdx.y) * kThreads + threadIdx.x;
+        if (i < a.row_bytes / 16)
             reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
     } else {
-        for (int64_t i = threadIdx.x; i < a.row_bytes; i += kThreads) to[i] = from[i];
+        for (int64_t i = int64_t(blockIdx.y) * kThreads + threadIdx.x; i < a.row_bytes; i += int64_t(gridDim.y) * kThreads)
+            to[i] = from[i];
     }
 }
 
@@ -38,6 +42,6 @@ extern "C" EXPORT int shoal_feed_tokens(const FeedTokensArgs* a) {
 
 extern "C" EXPORT int shoal_take_rows(const TakeRowsArgs* a) {
     const auto places = reinterpret_cast<uintptr_t>(a->out) | reinterpret_cast<uintptr_t>(a->x) | uintptr_t(a->row_bytes);
-    return launch("take_rows", take_rows_kernel, dim3(unsigned(a->count)), kThreads, 0, a->stream, *a,
-                  places % 16 == 0);
+    const dim3 grid(unsigned(a->count), unsigned((a->row_bytes + 16 * kThreads - 1) / (16 * kThreads)));
+    return launch("take_rows", take_rows_kernel, grid, kThreads, 0, a->stream, *a, places % 16 == 0);
 }

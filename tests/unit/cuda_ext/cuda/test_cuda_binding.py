@@ -39,6 +39,14 @@ def fields_of(struct: str) -> list[str]:
     return fields
 
 
+def test_every_kernel_begins_by_waiting_for_the_one_ahead() -> None:
+    """The emulation has no kernels that come early."""
+    texts = [path.read_text() for path in SOURCES.iterdir() if path.suffix in (".cu", ".h")]
+    begins = [begin for text in texts for begin in re.findall(r"__global__ void [^;{]*\{\n *([^\n]*)", text)]
+    assert len(begins) >= len(OPERATORS)
+    assert set(begins) == {"begin_kernel();"}
+
+
 def test_every_launcher_is_in_the_table() -> None:
     assert launchers().keys() == OPERATORS.keys() == cuda_binding.PICKS.keys()
     assert sorted(launchers().values()) == sorted(re.findall(r"struct (\w+Args) {", HEADER))

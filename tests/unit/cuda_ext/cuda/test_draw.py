@@ -9,6 +9,8 @@ from torch import Tensor
 from shoal.cuda_ext import reference
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 
+pytestmark = [pytest.mark.usefixtures("chip"), pytest.mark.parametrize("chip", ["80", "90"], indirect=True)]
+
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 TYPES = {"temperature": torch.float32, "top_k": torch.int64, "top_p": torch.float32, "min_p": torch.float32}
 
@@ -93,6 +95,14 @@ def test_it_agrees_with_its_twin(
     twin = reference.draw(logits, uniform=uniform, **columns_of(rows, filters))
     # The two round their sums differently: a number within 1e-6 of a token's edge may fall on either side.
     assert (ours != twin).sum() <= 1
+
+
+def test_a_vocabulary_that_a_cluster_does_not_hold(cuda: CudaLibrary, fresh: torch.Generator) -> None:
+    logits = torch.randn(1, 470_001, generator=fresh) * 3
+    uniform = torch.tensor([0.4], dtype=torch.float64)
+    for filters in ({}, {"top_k": 9, "top_p": 0.8}):
+        twin = reference.draw(logits, uniform=uniform, **columns_of(1, filters))
+        assert torch.equal(draw(cuda, logits, uniform, **filters), twin)
 
 
 def test_flat_and_peaked_distributions(cuda: CudaLibrary, fresh: torch.Generator) -> None:

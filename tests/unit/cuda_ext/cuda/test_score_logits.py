@@ -8,6 +8,8 @@ from torch import Tensor
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 from shoal.workers.logprobs import token_logprob
 
+pytestmark = [pytest.mark.usefixtures("chip"), pytest.mark.parametrize("chip", ["80", "90"], indirect=True)]
+
 WIDTH = 7
 
 

@@ -13,6 +13,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __noinline__
 #define __shared__ static
 #define __align__(bytes) alignas(bytes)
 
