@@ -33,6 +33,18 @@ __device__ inline bool find_tile(const AttentionArgs& a, int index, int tile_row
     return false;
 }
 
+// What follows from a sequence and a first row; false where the sequence does not fit what the caller says of it.
+__device__ inline bool complete_span(const AttentionArgs& a, int tile_rows, Span& span) {
+    const int left = span.tokens * int(a.heads / a.kv_heads) - span.first_row;
+    span.rows = left < tile_rows ? left : tile_rows;
+    span.first_token = a.query_starts[span.sequence];
+    span.context = a.context_lens[span.sequence];
+    const bool fits = span.context >= span.tokens && span.context <= a.table_width * a.block_size &&
+                      span.context <= a.most_context;
+    if (!fits && threadIdx.x == 0) atomicCAS(a.fault, kOk, kContextTooShort);
+    return fits;
+}
+
 // Of a chunk's tile or of a single token; false where the block has nothing to do.
 template <int Warps, bool IsSplit>
 __device__ bool find_span(const AttentionArgs& a, Span& span) {
@@ -48,14 +60,7 @@ __device__ bool find_span(const AttentionArgs& a, Span& span) {
         span.kv_head = int(blockIdx.y);
         if (!find_tile(a, int(blockIdx.x), tile_rows, span)) return false;
     }
-    const int left = span.tokens * group - span.first_row;
-    span.rows = left < tile_rows ? left : tile_rows;
-    span.first_token = a.query_starts[span.sequence];
-    span.context = a.context_lens[span.sequence];
-    const bool fits = span.context >= span.tokens && span.context <= a.table_width * a.block_size &&
-                      span.context <= a.most_context;
-    if (!fits && threadIdx.x == 0) atomicCAS(a.fault, kOk, kContextTooShort);
-    return fits;
+    return complete_span(a, tile_rows, span);
 }
 
 __device__ __forceinline__ void store_out(const AttentionArgs& a, int64_t place, float x) {
