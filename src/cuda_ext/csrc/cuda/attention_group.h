@@ -1,4 +1,4 @@
-// Chunks of many rows on sm_90a, for caches of 16 bits and heads of up to 128, with wgmma. One or two warpgroups have 64
+// Chunks of many rows on sm_90a, for caches of 16 bits, with wgmma. One or two warpgroups have 64
 // rows each; one more brings tiles of keys and of values by turns into a ring of slots, which mbarriers say are full or
 // empty. As in FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608), weights · values of one tile are under way together
 // with the scores of the next, and while a warpgroup makes weights of scores the other one multiplies.
@@ -10,9 +10,7 @@
 #include "attention_rows.h"
 
 constexpr int kGroupRows = 64, kGroupWarps = kGroupRows / kTileRows;
-constexpr int kBringers = 4;    // warps
-constexpr int kTurnKeys = 128;  // positions of a tile
-static_assert(kTurnKeys == kBringers * kWarpSize, "each lane that brings looks for one position of a tile");
+constexpr int kBringers = 4;  // warps
 
 template <int Groups>
 constexpr int kGroupThreads = (Groups * kGroupWarps + kBringers) * kWarpSize;
@@ -20,6 +18,7 @@ constexpr int kGroupThreads = (Groups * kGroupWarps + kBringers) * kWarpSize;
 // All lie in panels of 64 columns. Results take the place of queries.
 template <typename T, int Dim, int Groups>
 struct AttentionShared {
+    static constexpr int kTurnKeys = Dim > 128 ? 64 : 128;  // positions of a tile
     static constexpr int kSlots = Dim > 64 ? 4 : 8, kPanels = Dim / kGroupRow;
     static constexpr int kPanel = kTurnKeys * kGroupRow, kQueryPanel = Groups * kGroupRows * kGroupRow;
     T slots[kSlots][kPanels * kPanel];
@@ -31,8 +30,10 @@ struct AttentionShared {
 template <typename T, int Dim, int Groups>
 struct AttentionGroup : BlockRows {
     using Shared = AttentionShared<T, Dim, Groups>;
+    static constexpr int kTurnKeys = Shared::kTurnKeys, kTurnTiles = kTurnKeys / 8, kWarpKeys = kTurnKeys / kBringers;
     static constexpr int kSlots = Shared::kSlots, kPanel = Shared::kPanel, kQueryPanel = Shared::kQueryPanel;
-    static constexpr int kChunks = Dim / 8, kTurnTiles = kTurnKeys / 8;
+    static constexpr int kChunks = Dim / 8;
+    static_assert(kWarpKeys <= kWarpSize, "a lane that brings looks for one position of a tile");
     static constexpr int kAtOnce = 4;  // turns of a loop that are unrolled
     static constexpr uint32_t kNowhere = 0xffffffff;
 
@@ -68,7 +69,7 @@ struct AttentionGroup : BlockRows {
     // What the which-th of the warps does that bring keys and values. A lane looks for one position of each tile, and its
     // block's number is asked for a turn ahead.
     __device__ __forceinline__ void bring(int which) const {
-        int position = first + which * kWarpSize + int(threadIdx.x) % kWarpSize, item = 0, block = block_of(position);
+        int position = first + which * kWarpKeys + int(threadIdx.x) % kWarpKeys, item = 0, block = block_of(position);
         uint32_t values = kNowhere;
         KEEP_LOOP for (int turn = 0; turn < turns; turn++, position += kTurnKeys) {
             const uint32_t keys = place_of(position, block);
@@ -103,12 +104,12 @@ struct AttentionGroup : BlockRows {
         const int slot = item % kSlots, lane = int(threadIdx.x) % kWarpSize, column = lane % kChunks * 8;
         if (item >= kSlots) wait_for_phase(shared.empty[slot], item / kSlots - 1);
         T* to = shared.slots[slot] + column / kGroupRow * kPanel;
-        UNROLL_SOME for (int i = 0; i < kWarpSize; i += kWarpSize / kChunks) {
+        UNROLL_SOME for (int i = 0; i < kWarpKeys; i += kWarpSize / kChunks) {
             const int key = i + lane / kChunks;
             const uint32_t place = __shfl_sync(kAllLanes, my_place, key);
             const bool is_wanted = place != kNowhere && column < a.dim;
             const T* from = static_cast<const T*>(cache) + (is_wanted ? uint64_t(place) * 8 + column : 0);
-            copy_16_bytes(to + swizzled(which * kWarpSize + key, column % kGroupRow), from, is_wanted);
+            copy_16_bytes(to + swizzled(which * kWarpKeys + key, column % kGroupRow), from, is_wanted);
         }
         commit_copies();
         if (item > 0) tell_full<1>(item - 1);
@@ -223,11 +224,15 @@ struct AttentionGroup : BlockRows {
 
     __device__ __forceinline__ void add_values(float (&sums)[Dim / 8][4], uint32_t (&weights)[kTurnKeys / 16][4],
                                                int turn) const {
+        constexpr int kHalves = Dim > 128 ? 2 : 1;  // of 128 columns
         const int item = item_of_values(turn), slot = item % kSlots;
         wait_for_phase(shared.full[slot], item / kSlots);
         begin_products(sums, weights);
         UNROLL for (int step = 0; step < kTurnKeys / 16; step++)
-            multiply_group_rows(sums, weights[step], shared.slots[slot], step, kPanel);
+            UNROLL for (int half = 0; half < kHalves; half++) {
+                auto& some = reinterpret_cast<float(&)[Dim / 8 / kHalves][4]>(sums[half * (Dim / 8 / kHalves)]);
+                multiply_group_rows(some, weights[step], shared.slots[slot] + half * 2 * kPanel, step, kPanel);
+            }
         commit_products();
     }
 

@@ -189,7 +189,7 @@ int start_groups(const AttentionArgs& a) {
 // Smaller blocks where large ones take more memory than the chip has for one, or leave processors without one.
 template <typename Cache, int Dim, int Warps>
 int start_chunks(const AttentionArgs& a) {
-    if constexpr (Dim <= 128 && sizeof(Cache) == 2) {
+    if constexpr (sizeof(Cache) == 2) {
         const bool has_rows = a.most_tokens * (a.heads / a.kv_heads) >= kGroupRows;
         if (has_rows && has_wgmma() && !a.is_deterministic && a.scale > 0) return start_groups<Cache, Dim, 2>(a);
     }

@@ -367,7 +367,7 @@ __device__ __forceinline__ void multiply_group(float (&c)[Tiles][4], const uint3
 template <typename T, int Tiles>
 __device__ __forceinline__ void multiply_group_shared(float (&c)[Tiles][4], const T* left_rows, const T* rows, int step,
                                                       bool adds) {
-    static_assert(Tiles == 16, "a wgmma of 128 columns");
+    static_assert(Tiles == 8 || Tiles == 16, "a wgmma of 64 or 128 columns");
 #if !defined(__CUDACC__)
     emulation::multiply_later({&c[0][0], nullptr, reinterpret_cast<const uint16_t*>(left_rows),
                                reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, 0, adds,
@@ -375,10 +375,17 @@ __device__ __forceinline__ void multiply_group_shared(float (&c)[Tiles][4], cons
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
     const uint64_t left = descriptor_of(left_rows, 1, kEightRows) + 2 * uint64_t(step);
     const uint64_t descriptor = descriptor_of(rows, 1, kEightRows) + 2 * uint64_t(step);
-    if constexpr (std::is_same_v<T, bf16>)
-        PRODUCT_128("bf16", "%64, %65, adds, 1, 1, 0, 0", "%66", "l"(left));
-    else
-        PRODUCT_128("f16", "%64, %65, adds, 1, 1, 0, 0", "%66", "l"(left));
+    if constexpr (Tiles == 8) {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_64("bf16", "%32, %33, adds, 1, 1, 0, 0", "%34", "l"(left));
+        else
+            PRODUCT_64("f16", "%32, %33, adds, 1, 1, 0, 0", "%34", "l"(left));
+    } else {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_128("bf16", "%64, %65, adds, 1, 1, 0, 0", "%66", "l"(left));
+        else
+            PRODUCT_128("f16", "%64, %65, adds, 1, 1, 0, 0", "%66", "l"(left));
+    }
 #endif
 }
 

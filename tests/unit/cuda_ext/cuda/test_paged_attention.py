@@ -172,7 +172,7 @@ def test_blocks_of_other_sizes(
 
 
 @pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (130, 0.0), (257, 3.0)])
-@pytest.mark.parametrize(("dim", "dtype"), [(128, torch.bfloat16), (56, torch.float16)])
+@pytest.mark.parametrize(("dim", "dtype"), [(128, torch.bfloat16), (56, torch.float16), (256, torch.bfloat16)])
 def test_long_chunks(
     cuda: CudaLibrary, fresh: torch.Generator, window: int, soft_cap: float, dim: int, dtype: torch.dtype
 ) -> None:
