@@ -1,6 +1,7 @@
 // Chunks of many rows on sm_90a, for caches of 16 bits, with wgmma. One or two warpgroups have 64
-// rows each; one more brings tiles of keys and of values by turns into a ring of slots, which mbarriers say are full or
-// empty. As in FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608), weights · values of one tile are under way together
+// rows each; one more brings their queries, and tiles of keys and of values by turns into a ring of slots, which mbarriers
+// say are full or empty. A processor has one block, which does one span of rows after the other, those that see most
+// first; keys of the next one come while the last one's results are made. As in FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608), weights · values of one tile are under way together
 // with the scores of the next, and while a warpgroup makes weights of scores the other one multiplies.
 //
 // A row is summed up over all of its tiles, not by sections: ``is_deterministic`` keeps to the kernel of
@@ -15,7 +16,7 @@ constexpr int kBringers = 4;  // warps
 template <int Groups>
 constexpr int kGroupThreads = (Groups * kGroupWarps + kBringers) * kWarpSize;
 
-// All lie in panels of 64 columns. Results take the place of queries.
+// All lie in panels of 64 columns, also the results, on their way out.
 template <typename T, int Dim, int Groups>
 struct AttentionShared {
     static constexpr int kTurnKeys = Dim > 128 ? 64 : 128;  // positions of a tile
@@ -23,10 +24,21 @@ struct AttentionShared {
     static constexpr int kPanel = kTurnKeys * kGroupRow, kQueryPanel = Groups * kGroupRows * kGroupRow;
     T slots[kSlots][kPanels * kPanel];
     T queries[kPanels * kQueryPanel];
+    uint16_t results[Groups * kGroupWarps][kTileRows * kGroupRow];
     Mbarrier full[kSlots], empty[kSlots];
-    Mbarrier ready[Groups], turns[Groups];  // a warpgroup's queries are there; it may multiply
+    Mbarrier read, turns[Groups];  // queries are done with; a warpgroup may multiply
 };
 
+// Of a block's next span; stripe: how many it has had. They are dealt out to the blocks there and back.
+template <int Groups>
+__device__ bool find_group_span(const AttentionArgs& a, int stripe, Span& span) {
+    const int blocks = int(gridDim.x), block = int(blockIdx.x), kv_heads = int(a.kv_heads);
+    const int index = stripe * blocks + (stripe % 2 == 0 ? block : blocks - 1 - block);
+    span.kv_head = index % kv_heads;
+    return find_tile<true>(a, index / kv_heads, Groups * kGroupRows, span);
+}
+
+// One span of rows.
 template <typename T, int Dim, int Groups>
 struct AttentionGroup : BlockRows {
     using Shared = AttentionShared<T, Dim, Groups>;
@@ -34,52 +46,47 @@ struct AttentionGroup : BlockRows {
     static constexpr int kSlots = Shared::kSlots, kPanel = Shared::kPanel, kQueryPanel = Shared::kQueryPanel;
     static constexpr int kChunks = Dim / 8;
     static_assert(kWarpKeys <= kWarpSize, "a lane that brings looks for one position of a tile");
-    static constexpr int kAtOnce = 4;  // turns of a loop that are unrolled
+    static constexpr int kAtOnce = Dim > 128 ? 2 : 4;  // turns of a loop that are unrolled
     static constexpr uint32_t kNowhere = 0xffffffff;
 
     Shared& shared;
+    // How many spans and tiles this block has had.
+    int spans_before, turns_before;
     int warp = uniform(int(threadIdx.x) / kWarpSize), warpgroup = warp / kGroupWarps;
     // The first tile's first position, and how many tiles: as every lane knows them, or wgmma would wait for itself.
     int first = uniform(seen_from) / kTurnKeys * kTurnKeys;
     int turns = uniform((seen_to - first + kTurnKeys - 1) / kTurnKeys);
 
-    __device__ __forceinline__ void start_barriers() const {
-        if (threadIdx.x == 0) {
-            for (int slot = 0; slot < kSlots; slot++) {
-                start_barrier(shared.full[slot], kBringers);
-                start_barrier(shared.empty[slot], Groups * kGroupWarps);
-            }
-            for (int i = 0; i < Groups; i++) {
-                start_barrier(shared.ready[i], kGroupWarps);
-                start_barrier(shared.turns[i], kGroupWarps);
-            }
-        }
-    }
-
     // This warp has done what the barrier waits for.
-    __device__ __forceinline__ void tell(Mbarrier& at) const {
+    __device__ __forceinline__ static void tell(Mbarrier& at) {
         __syncwarp();
         if (threadIdx.x % kWarpSize == 0) arrive(at);
     }
 
     // The order of what is brought: keys 0, keys 1, values 0, keys 2, values 1, …
-    __device__ __forceinline__ static int item_of_keys(int turn) { return turn == 0 ? 0 : 2 * turn - 1; }
-    __device__ __forceinline__ int item_of_values(int turn) const { return turn + 1 < turns ? 2 * turn + 2 : 2 * turn + 1; }
+    __device__ __forceinline__ int item_of_keys(int turn) const {
+        return 2 * turns_before + (turn == 0 ? 0 : 2 * turn - 1);
+    }
+    __device__ __forceinline__ int item_of_values(int turn) const {
+        return 2 * turns_before + (turn + 1 < turns ? 2 * turn + 2 : 2 * turn + 1);
+    }
 
     // What the which-th of the warps does that bring keys and values. A lane looks for one position of each tile, and its
     // block's number is asked for a turn ahead.
-    __device__ __forceinline__ void bring(int which) const {
-        int position = first + which * kWarpKeys + int(threadIdx.x) % kWarpKeys, item = 0, block = block_of(position);
+    __device__ __forceinline__ void bring(int which, bool aligned) const {
+        int position = first + which * kWarpKeys + int(threadIdx.x) % kWarpKeys, block = block_of(position);
         uint32_t values = kNowhere;
         KEEP_LOOP for (int turn = 0; turn < turns; turn++, position += kTurnKeys) {
             const uint32_t keys = place_of(position, block);
             block = block_of(position + kTurnKeys);
-            bring_item(item++, a.k_cache, keys, which);
-            if (turn > 0) bring_item(item++, a.v_cache, values, which);
+            bring_item(item_of_keys(turn), a.k_cache, keys, which);
+            if (turn == 0)
+                bring_queries(which, aligned);
+            else
+                bring_item(item_of_values(turn - 1), a.v_cache, values, which);
             values = keys;
         }
-        bring_item(item, a.v_cache, values, which);
-        tell_full<0>(item);
+        bring_item(item_of_values(turns - 1), a.v_cache, values, which);
     }
 
     __device__ __forceinline__ bool is_seen(int position) const { return position >= seen_from && position < seen_to; }
@@ -112,45 +119,43 @@ struct AttentionGroup : BlockRows {
             copy_16_bytes(to + swizzled(which * kWarpKeys + key, column % kGroupRow), from, is_wanted);
         }
         commit_copies();
-        if (item > 0) tell_full<1>(item - 1);
+        if (item > 0) tell_full<1>(shared, item - 1);
     }
 
     template <int Later>
-    __device__ __forceinline__ void tell_full(int item) const {
+    __device__ __forceinline__ static void tell_full(Shared& shared, int item) {
         wait_for_copies<Later>();
         show_to_products();
         tell(shared.full[item % kSlots]);
     }
 
-    // This warpgroup's; zeros beyond the last row and dim.
-    __device__ __forceinline__ void load_queries(bool aligned) const {
-        a.dtype == kBFloat16 ? load_queries_of<bf16>(aligned) : load_queries_of<fp16>(aligned);
-        show_to_products();
-        tell(shared.ready[warpgroup]);
-        wait_for_phase(shared.ready[warpgroup], 0);
+    // They are there when the first keys are told to be. Zeros beyond the last row and dim.
+    __device__ __forceinline__ void bring_queries(int which, bool aligned) const {
+        if (spans_before > 0) wait_for_phase(shared.read, spans_before - 1);
+        a.dtype == kBFloat16 ? bring_queries_of<bf16>(which, aligned) : bring_queries_of<fp16>(which, aligned);
+        commit_copies();
     }
 
     template <typename Q>
-    __device__ __forceinline__ void load_queries_of(bool aligned) const {
-        constexpr int kThreads = kGroupWarps * kWarpSize, kEach = kGroupRows * kChunks / kThreads;
-        const int thread = int(threadIdx.x) % kThreads, column = thread % kChunks * 8;
-        const auto row_of = [&](int i) { return warpgroup * kGroupRows + thread / kChunks + i * (kThreads / kChunks); };
-        const auto from = [&](int row) {
-            const Q* q = static_cast<const Q*>(a.q) + token_of(row) * a.q_token_stride;
-            return q + head_of(row) * a.q_head_stride + column;
-        };
+    __device__ __forceinline__ void bring_queries_of(int which, bool aligned) const {
+        constexpr int kRows = Groups * kGroupRows, kStep = kBringers * kWarpSize / kChunks;
+        const int lane = made_here(int(threadIdx.x) % kWarpSize), column = lane % kChunks * 8;
+        int row = (which * kWarpSize + lane) / kChunks, token = token_of(row), head = (span.first_row + row) % group;
         T* to = shared.queries + column / kGroupRow * kQueryPanel;
-        if (std::is_same_v<Q, T> && aligned) {
-            uint4 chunks[kEach] = {};
-            UNROLL for (int i = 0; i < kEach; i++)
-                if (row_of(i) < span.rows && column < a.dim) chunks[i] = load_whole<uint4>(from(row_of(i)));
-            UNROLL for (int i = 0; i < kEach; i++) store_whole(to + swizzled(row_of(i), column % kGroupRow), chunks[i]);
-            return;
-        }
-        KEEP_LOOP for (int i = 0; i < kEach; i++) {
-            float eight[8] = {};
-            if (row_of(i) < span.rows && column < a.dim) load_eight(eight, from(row_of(i)), 8, aligned);
-            store_eight(to + swizzled(row_of(i), column % kGroupRow), eight, 8, true);
+        KEEP_LOOP for (int i = 0; i < kRows / kStep; i++, row += kStep) {
+            const bool is_wanted = row < span.rows && column < a.dim;
+            const Q* from = static_cast<const Q*>(a.q);
+            if (is_wanted) from += token * a.q_token_stride + (span.kv_head * group + head) * a.q_head_stride + column;
+            T* place = to + swizzled(row, column % kGroupRow);
+            if (std::is_same_v<Q, T> && aligned) {
+                copy_16_bytes(place, from, is_wanted);
+            } else {
+                float eight[8] = {};
+                if (is_wanted) load_eight(eight, from, 8, aligned);
+                store_eight(place, eight, 8, true);
+            }
+            token += kStep / group, head += kStep % group;
+            if (head >= group) head -= group, token++;
         }
     }
 
@@ -174,9 +179,11 @@ struct AttentionGroup : BlockRows {
         float sums[Dim / 8][4] = {}, s[kTurnTiles][4], keep[2];
         uint32_t weights[kTurnKeys / 16][4];
         wait_for_keys(0);
+        take_turn(0);
         multiply_keys(s, 0);
+        end_turn();
         wait_for_products<0>(s);
-        tell(shared.empty[0]);
+        leave_keys(0);
         weigh(s, 0, rows, how, keep);
         pair_up(s, weights);
         if (turns > 1) wait_for_keys(1);
@@ -184,9 +191,9 @@ struct AttentionGroup : BlockRows {
             take_turn(turn);
             multiply_keys(s, turn);
             add_values(sums, weights, turn - 1);
-            if constexpr (Groups > 1) tell(shared.turns[1 - warpgroup]);
+            end_turn();
             wait_for_products<1>(s);
-            tell(shared.empty[item_of_keys(turn) % kSlots]);
+            leave_keys(turn);
             weigh(s, turn, rows, how, keep);
             // A branch, which also keeps the assembler from putting the weights off until the products have ended.
             if (turn + 1 < turns) wait_for_keys(turn + 1);
@@ -199,13 +206,23 @@ struct AttentionGroup : BlockRows {
         }
         add_values(sums, weights, turns - 1);
         wait_for_products<0>(sums, weights);
+        tell(shared.empty[item_of_values(turns - 1) % kSlots]);
         store(sums, rows, is_aligned_out);
     }
 
     // The first warpgroup multiplies first, then they take turns.
     __device__ __forceinline__ void take_turn(int turn) const {
+        const int before = turns_before + turn;
         if constexpr (Groups > 1)
-            if (warpgroup > 0 || turn > 1) wait_for_phase(shared.turns[warpgroup], turn - 2 + warpgroup);
+            if (warpgroup > 0 || before > 0) wait_for_phase(shared.turns[warpgroup], before - 1 + warpgroup);
+    }
+    __device__ __forceinline__ void end_turn() const {
+        if constexpr (Groups > 1) tell(shared.turns[1 - warpgroup]);
+    }
+
+    __device__ __forceinline__ void leave_keys(int turn) const {
+        tell(shared.empty[item_of_keys(turn) % kSlots]);
+        if (turn + 1 == turns) tell(shared.read);
     }
 
     __device__ __forceinline__ void wait_for_keys(int turn) const {
@@ -285,42 +302,58 @@ struct AttentionGroup : BlockRows {
         a.dtype == kBFloat16 ? store_as<bf16>(sums, rows, is_aligned_out) : store_as<fp16>(sums, rows, is_aligned_out);
     }
 
-    // By way of the warp's rows of the queries, which all warps have read once they have left the last keys.
+    // By way of the warp's part of shared memory, 64 columns at a time.
     template <typename Out>
     __device__ __forceinline__ void store_as(const float (&sums)[Dim / 8][4], const Rows& rows, bool is_aligned_out) const {
-        const int last = item_of_keys(turns - 1), lane = int(threadIdx.x) % kWarpSize;
-        wait_for_phase(shared.empty[last % kSlots], last / kSlots);
-        Out* results = reinterpret_cast<Out*>(shared.queries);
+        constexpr int kOfRow = kGroupRow / 8, kRowsAtOnce = kWarpSize / kOfRow, kTimes = kTileRows / kRowsAtOnce;
+        const int lane = made_here(int(threadIdx.x) % kWarpSize);
+        float factors[2];
         UNROLL for (int row = 0; row < 2; row++) {
             float total = rows.totals[row];
             UNROLL for (int mask = 1; mask < 4; mask *= 2) total += __shfl_xor_sync(kAllLanes, total, mask);
-            const float factor = scale_of(a.v_scales, span.kv_head) / total;
-            UNROLL for (int n = 0; n < Dim / 8; n++) {
-                const int place = n / 8 * kQueryPanel + swizzled(lane_row() + 8 * row, n % 8 * 8 + lane % 4 * 2);
-                store_whole(results + place, pair_of<Out>(sums[n][2 * row] * factor, sums[n][2 * row + 1] * factor));
-            }
+            factors[row] = scale_of(a.v_scales, span.kv_head) / total;
         }
-        __syncwarp();
-        const int column = lane % kChunks * 8;
-        UNROLL for (int i = 0; i < kTileRows; i += kWarpSize / kChunks) {
-            const int row = warp * kTileRows + i + lane / kChunks;
-            if (row >= span.rows || column >= a.dim) continue;
-            const Out* from = results + column / kGroupRow * kQueryPanel + swizzled(row, column % kGroupRow);
-            Out* to = static_cast<Out*>(a.out) + (int64_t(token_of(row)) * a.heads + head_of(row)) * a.dim + column;
-            if (is_aligned_out)
-                store_whole(to, load_whole<uint4>(from));
-            else
-                UNROLL for (int j = 0; j < 8; j++) to[j] = from[j];
+        Out *results = reinterpret_cast<Out*>(shared.results[warp]), *to[kTimes];
+        UNROLL for (int i = 0; i < kTimes; i++) {
+            const int row = warp * kTileRows + i * kRowsAtOnce + lane / kOfRow;
+            const int64_t place = (int64_t(token_of(row)) * a.heads + head_of(row)) * a.dim + lane % kOfRow * 8;
+            to[i] = row < span.rows ? static_cast<Out*>(a.out) + place : nullptr;
+        }
+        UNROLL for (int panel = 0; panel < Dim / kGroupRow; panel++) {
+            UNROLL for (int n = 0; n < kOfRow; n++)
+                UNROLL for (int row = 0; row < 2; row++) {
+                    const float(&pair)[4] = sums[panel * kOfRow + n];
+                    const int place = swizzled(lane / 4 + 8 * row, n * 8 + lane % 4 * 2);
+                    store_whole(results + place,
+                                pair_of<Out>(pair[2 * row] * factors[row], pair[2 * row + 1] * factors[row]));
+                }
+            __syncwarp();
+            const int column = panel * kGroupRow + lane % kOfRow * 8;
+            UNROLL for (int i = 0; i < kTimes; i++) {
+                if (!to[i] || column >= a.dim) continue;
+                const Out* from = results + swizzled(i * kRowsAtOnce + lane / kOfRow, lane % kOfRow * 8);
+                if (is_aligned_out)
+                    store_whole(to[i] + panel * kGroupRow, load_whole<uint4>(from));
+                else
+                    UNROLL for (int j = 0; j < 8; j++) to[i][panel * kGroupRow + j] = from[j];
+            }
+            __syncwarp();
         }
     }
 };
 
-// Of a chunk's tile, the last one first, which sees most; false where the block has nothing to do.
-template <int Groups>
-__device__ bool find_group_span(const AttentionArgs& a, Span& span) {
-    const int kv_heads = int(a.kv_heads), index = int(gridDim.x - 1 - blockIdx.x);
-    span.kv_head = index % kv_heads;
-    return find_tile(a, index / kv_heads, Groups * kGroupRows, span) && complete_span(a, Groups * kGroupRows, span);
+// Does all of a block's spans; how many tiles those have.
+template <typename T, int Dim, int Groups, typename Do>
+__device__ __forceinline__ int walk_spans(const AttentionArgs& a, AttentionShared<T, Dim, Groups>& shared, const Do& act) {
+    Span span;
+    int spans = 0, turns = 0;
+    KEEP_LOOP for (int stripe = 0; uniform(find_group_span<Groups>(a, stripe, span)); stripe++) {
+        if (!uniform(complete_span(a, Groups * kGroupRows, span))) continue;
+        const AttentionGroup<T, Dim, Groups> block{{a, span}, shared, uniform(spans), uniform(turns)};
+        act(block);
+        spans++, turns += block.turns;
+    }
+    return turns;
 }
 
 template <typename T, int Dim, int Groups>
@@ -328,19 +361,27 @@ __global__ void __launch_bounds__(kGroupThreads<Groups>, 1)
     paged_attention_group_kernel(AttentionArgs a, bool aligned, bool is_aligned_out) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int kWarps = Groups * kGroupWarps;
-    Span span;
-    if (!find_group_span<Groups>(a, span)) return;
-    auto& shared = *reinterpret_cast<AttentionShared<T, Dim, Groups>*>(dynamic_shared());
-    const AttentionGroup<T, Dim, Groups> block{{a, span}, shared};
-    block.start_barriers();
-    __syncthreads();
-    // Of the registers that each thread of three warpgroups has, 168, those that bring need few.
-    if (block.warp >= kWarps) {
-        if constexpr (Groups > 1) give_registers<40>();
-        return block.bring(block.warp - kWarps);
+    using Shared = AttentionShared<T, Dim, Groups>;
+    auto& shared = *reinterpret_cast<Shared*>(dynamic_shared());
+    if (threadIdx.x == 0) {
+        for (int slot = 0; slot < Shared::kSlots; slot++) {
+            start_barrier(shared.full[slot], kBringers);
+            start_barrier(shared.empty[slot], kWarps);
+        }
+        start_barrier(shared.read, kWarps);
+        for (int i = 0; i < Groups; i++) start_barrier(shared.turns[i], kGroupWarps);
     }
-    if constexpr (Groups > 1) take_registers<232>();
-    block.load_queries(aligned);
-    block.attend(is_aligned_out);
+    __syncthreads();
+    const int warp = uniform(int(threadIdx.x) / kWarpSize);
+    // Of the registers that each thread of three warpgroups has, 168, those that bring need few.
+    if (warp >= kWarps) {
+        if constexpr (Groups > 1) give_registers<56>();
+        const int turns = walk_spans<T, Dim, Groups>(
+            a, shared, [&](const auto& block) { block.bring(warp - kWarps, aligned); });
+        if (turns > 0) AttentionGroup<T, Dim, Groups>::template tell_full<0>(shared, 2 * turns - 1);
+    } else {
+        if constexpr (Groups > 1) take_registers<224>();
+        walk_spans<T, Dim, Groups>(a, shared, [&](const auto& block) { block.attend(is_aligned_out); });
+    }
 #endif
 }

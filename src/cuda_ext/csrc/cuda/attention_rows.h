@@ -8,12 +8,14 @@ struct Span {
     int sequence, first_token, tokens, context, first_row, rows, kv_head;
 };
 
-// The sequence of the index-th tile of ``tile_rows`` rows, counting through those of several tokens. All lanes alike.
+// The sequence of the index-th tile of ``tile_rows`` rows, counting through those of several tokens, or the index-th from
+// the end. All lanes alike.
+template <bool IsFromEnd = false>
 __device__ inline bool find_tile(const AttentionArgs& a, int index, int tile_rows, Span& span) {
     const int lane = int(threadIdx.x) % kWarpSize, group = int(a.heads / a.kv_heads);
     for (int base = 0; base < a.sequences; base += kWarpSize) {
-        const int sequence = base + lane;
-        const int tokens = sequence < a.sequences ? a.query_starts[sequence + 1] - a.query_starts[sequence] : 0;
+        const int sequence = IsFromEnd ? int(a.sequences) - 1 - base - lane : base + lane;
+        const int tokens = base + lane < a.sequences ? a.query_starts[sequence + 1] - a.query_starts[sequence] : 0;
         const int tiles = tokens > 1 ? (tokens * group + tile_rows - 1) / tile_rows : 0;
         int end = tiles;
         for (int distance = 1; distance < kWarpSize; distance *= 2) {
@@ -23,9 +25,10 @@ __device__ inline bool find_tile(const AttentionArgs& a, int index, int tile_row
         const uint32_t beyond = __ballot_sync(kAllLanes, end > index);
         if (beyond) {
             const int found = __ffs(beyond) - 1;
-            span.sequence = base + found;
+            span.sequence = __shfl_sync(kAllLanes, sequence, found);
             span.tokens = __shfl_sync(kAllLanes, tokens, found);
-            span.first_row = (index - __shfl_sync(kAllLanes, end - tiles, found)) * tile_rows;
+            const int before = __shfl_sync(kAllLanes, end - tiles, found), behind = __shfl_sync(kAllLanes, end, found) - 1;
+            span.first_row = (IsFromEnd ? behind - index : index - before) * tile_rows;
             return true;
         }
         index -= __shfl_sync(kAllLanes, end, kWarpSize - 1);

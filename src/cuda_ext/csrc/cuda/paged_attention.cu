@@ -179,7 +179,8 @@ template <typename T, int Dim, int Groups>
 int start_groups(const AttentionArgs& a) {
     if constexpr (Groups > 1)
         if (most_tiles(a, kGroupRows) * a.kv_heads <= chip().processors) return start_groups<T, Dim, Groups / 2>(a);
-    const dim3 grid(unsigned(most_tiles(a, Groups * kGroupRows) * a.kv_heads));
+    const int64_t spans = most_tiles(a, Groups * kGroupRows) * a.kv_heads, processors = chip().processors;
+    const dim3 grid(unsigned(spans < processors ? spans : processors));
     constexpr size_t kBytes = sizeof(AttentionShared<T, Dim, Groups>);
     const auto kernel = paged_attention_group_kernel<T, Dim, Groups>;
     return launch("paged_attention", kernel, grid, kGroupThreads<Groups>, kBytes, a.stream, a, has_aligned_queries(a),

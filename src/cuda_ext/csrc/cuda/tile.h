@@ -201,6 +201,14 @@ __device__ __forceinline__ void take_registers() {
 #endif
 }
 
+// What is made of x is made anew after this, not once before a loop, which would keep it in registers.
+__device__ __forceinline__ int made_here(int x) {
+#if defined(__CUDACC__)
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
 // What this thread wrote to shared memory is seen by products that begin after a barrier.
 __device__ __forceinline__ void show_to_products() {
 #if !defined(__CUDACC__)
