@@ -1,7 +1,8 @@
-// Chunks of many rows on sm_90a, for caches of 16 bits, with wgmma. One or two warpgroups have 64
+// Chunks of many rows on sm_90a, with wgmma. One or two warpgroups have 64
 // rows each; one more brings their queries, and tiles of keys and of values by turns into a ring of slots, which mbarriers
 // say are full or empty. A processor has one block, which does one span of rows after the other, those that see most
-// first; keys of the next one come while the last one's results are made. As in FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608), weights · values of one tile are under way together
+// first; keys of the next one come while the last one's results are made. Tiles of an fp8 cache come as they are, and
+// those who brought them widen them into the ring. As in FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608), weights · values of one tile are under way together
 // with the scores of the next, and while a warpgroup makes weights of scores the other one multiplies.
 //
 // A row is summed up over all of its tiles, not by sections: ``is_deterministic`` keeps to the kernel of
@@ -16,15 +17,22 @@ constexpr int kBringers = 4;  // warps
 template <int Groups>
 constexpr int kGroupThreads = (Groups * kGroupWarps + kBringers) * kWarpSize;
 
-// All lie in panels of 64 columns, also the results, on their way out.
-template <typename T, int Dim, int Groups>
+template <typename Cache>
+using ElementOf = std::conditional_t<std::is_same_v<Cache, fp8>, bf16, Cache>;
+
+// All but raw tiles lie in panels of 64 columns, also the results, on their way out.
+template <typename Cache, int Dim, int Groups>
 struct AttentionShared {
+    using T = ElementOf<Cache>;
+    static constexpr bool kWidens = std::is_same_v<Cache, fp8>;
     static constexpr int kTurnKeys = Dim > 128 ? 64 : 128;  // positions of a tile
-    static constexpr int kSlots = Dim > 64 ? 4 : 8, kPanels = Dim / kGroupRow;
+    static constexpr int kSlots = Dim <= 64 ? 8 : Dim > 128 && kWidens ? 3 : 4, kPanels = Dim / kGroupRow;
+    static constexpr int kRawItems = kWidens ? 3 : 0, kRawItem = kTurnKeys * Dim / 16;
     static constexpr int kPanel = kTurnKeys * kGroupRow, kQueryPanel = Groups * kGroupRows * kGroupRow;
     T slots[kSlots][kPanels * kPanel];
     T queries[kPanels * kQueryPanel];
     uint16_t results[Groups * kGroupWarps][kTileRows * kGroupRow];
+    uint4 raw[kRawItems * kRawItem + 1];
     Mbarrier full[kSlots], empty[kSlots];
     Mbarrier read, turns[Groups];  // queries are done with; a warpgroup may multiply
 };
@@ -39,12 +47,14 @@ __device__ bool find_group_span(const AttentionArgs& a, int stripe, Span& span) 
 }
 
 // One span of rows.
-template <typename T, int Dim, int Groups>
+template <typename Cache, int Dim, int Groups>
 struct AttentionGroup : BlockRows {
-    using Shared = AttentionShared<T, Dim, Groups>;
+    using Shared = AttentionShared<Cache, Dim, Groups>;
+    using T = ElementOf<Cache>;
+    static constexpr bool kWidens = Shared::kWidens;
     static constexpr int kTurnKeys = Shared::kTurnKeys, kTurnTiles = kTurnKeys / 8, kWarpKeys = kTurnKeys / kBringers;
     static constexpr int kSlots = Shared::kSlots, kPanel = Shared::kPanel, kQueryPanel = Shared::kQueryPanel;
-    static constexpr int kChunks = Dim / 8;
+    static constexpr int kChunks = Dim / 8, kOfChunk = 16 / int(sizeof(Cache)), kCacheChunks = Dim / kOfChunk;
     static_assert(kWarpKeys <= kWarpSize, "a lane that brings looks for one position of a tile");
     static constexpr int kAtOnce = Dim > 128 ? 2 : 4;  // turns of a loop that are unrolled
     static constexpr uint32_t kNowhere = 0xffffffff;
@@ -101,25 +111,81 @@ struct AttentionGroup : BlockRows {
         if (!is_seen(position)) return kNowhere;
         const int block_size = int(a.block_size);
         if (block >= 0 && block < a.blocks)
-            return uint32_t(((int64_t(block) * a.kv_heads + span.kv_head) * block_size + position % block_size) * a.dim / 8);
+            return uint32_t(((int64_t(block) * a.kv_heads + span.kv_head) * block_size + position % block_size) * a.dim /
+                            kOfChunk);
         atomicCAS(a.fault, kOk, kBlockOutside);
         return kNowhere;
     }
 
-    // Copies into the item's slot; an item is told to be there once the next one has been asked for.
+    // An item is told to be there once the next one has been asked for, one to widen two later.
     __device__ __forceinline__ void bring_item(int item, const void* cache, uint32_t my_place, int which) const {
-        const int slot = item % kSlots, lane = int(threadIdx.x) % kWarpSize, column = lane % kChunks * 8;
-        if (item >= kSlots) wait_for_phase(shared.empty[slot], item / kSlots - 1);
-        T* to = shared.slots[slot] + column / kGroupRow * kPanel;
-        UNROLL_SOME for (int i = 0; i < kWarpKeys; i += kWarpSize / kChunks) {
-            const int key = i + lane / kChunks;
+        if constexpr (kWidens) {
+            ask(item, cache, my_place, which);
+            if (item < Shared::kRawItems - 1) return;
+            wait_for_copies<Shared::kRawItems - 1>();
+            widen(shared, item - Shared::kRawItems + 1, which);
+        } else {
+            wait_until_empty(shared, item);
+            ask(item, cache, my_place, which);
+            if (item > 0) tell_full<1>(shared, item - 1);
+        }
+    }
+
+    // The last items of all, of which there are ``items``.
+    __device__ __forceinline__ static void finish_items(Shared& shared, int items, int which) {
+        if constexpr (kWidens) {
+            wait_for_copies<0>();
+            for (int item = items - Shared::kRawItems + 1; item < items; item++) widen(shared, item, which);
+        } else {
+            tell_full<0>(shared, items - 1);
+        }
+    }
+
+    __device__ __forceinline__ static void wait_until_empty(Shared& shared, int item) {
+        if (item >= kSlots) wait_for_phase(shared.empty[item % kSlots], item / kSlots - 1);
+    }
+
+    // A lane copies some 16 bytes of each of several positions.
+    __device__ __forceinline__ void ask(int item, const void* cache, uint32_t my_place, int which) const {
+        const int lane = int(threadIdx.x) % kWarpSize, column = lane % kCacheChunks * kOfChunk;
+        UNROLL_SOME for (int i = 0; i < kWarpKeys; i += kWarpSize / kCacheChunks) {
+            const int key = i + lane / kCacheChunks;
             const uint32_t place = __shfl_sync(kAllLanes, my_place, key);
             const bool is_wanted = place != kNowhere && column < a.dim;
-            const T* from = static_cast<const T*>(cache) + (is_wanted ? uint64_t(place) * 8 + column : 0);
-            copy_16_bytes(to + swizzled(which * kWarpKeys + key, column % kGroupRow), from, is_wanted);
+            const Cache* from = static_cast<const Cache*>(cache) + (is_wanted ? uint64_t(place) * kOfChunk + column : 0);
+            copy_16_bytes(place_of_copy(item, which * kWarpKeys + key, column), from, is_wanted);
         }
         commit_copies();
-        if (item > 0) tell_full<1>(shared, item - 1);
+    }
+
+    __device__ __forceinline__ void* place_of_copy(int item, int key, int column) const {
+        if constexpr (kWidens) return raw_of(shared, item) + key * kCacheChunks + column / kOfChunk;
+        return place_in_slot(shared, item, key, column);
+    }
+
+    __device__ __forceinline__ static uint4* raw_of(Shared& shared, int item) {
+        return shared.raw + item % Shared::kRawItems * Shared::kRawItem;
+    }
+
+    __device__ __forceinline__ static T* place_in_slot(Shared& shared, int item, int key, int column) {
+        return shared.slots[item % kSlots] + column / kGroupRow * kPanel + swizzled(key, column % kGroupRow);
+    }
+
+    // What this lane has copied, which is there.
+    __device__ __forceinline__ static void widen(Shared& shared, int item, int which) {
+        const int lane = int(threadIdx.x) % kWarpSize, column = lane % kCacheChunks * kOfChunk;
+        wait_until_empty(shared, item);
+        UNROLL_SOME for (int i = 0; i < kWarpKeys; i += kWarpSize / kCacheChunks) {
+            const int key = which * kWarpKeys + i + lane / kCacheChunks;
+            const uint4* raw = raw_of(shared, item) + key * kCacheChunks + column / kOfChunk;
+            UNROLL for (int half = 0; half < 2; half++) {
+                float eight[8];
+                load_eight(eight, reinterpret_cast<const Cache*>(raw) + 8 * half, 8, true);
+                store_eight(place_in_slot(shared, item, key, column + 8 * half), eight, 8, true);
+            }
+        }
+        show_to_products();
+        tell(shared.full[item % kSlots]);
     }
 
     template <int Later>
@@ -343,25 +409,25 @@ struct AttentionGroup : BlockRows {
 };
 
 // Does all of a block's spans; how many tiles those have.
-template <typename T, int Dim, int Groups, typename Do>
-__device__ __forceinline__ int walk_spans(const AttentionArgs& a, AttentionShared<T, Dim, Groups>& shared, const Do& act) {
+template <typename Cache, int Dim, int Groups, typename Do>
+__device__ __forceinline__ int walk_spans(const AttentionArgs& a, AttentionShared<Cache, Dim, Groups>& shared, const Do& act) {
     Span span;
     int spans = 0, turns = 0;
     KEEP_LOOP for (int stripe = 0; uniform(find_group_span<Groups>(a, stripe, span)); stripe++) {
         if (!uniform(complete_span(a, Groups * kGroupRows, span))) continue;
-        const AttentionGroup<T, Dim, Groups> block{{a, span}, shared, uniform(spans), uniform(turns)};
+        const AttentionGroup<Cache, Dim, Groups> block{{a, span}, shared, uniform(spans), uniform(turns)};
         act(block);
         spans++, turns += block.turns;
     }
     return turns;
 }
 
-template <typename T, int Dim, int Groups>
+template <typename Cache, int Dim, int Groups>
 __global__ void __launch_bounds__(kGroupThreads<Groups>, 1)
     paged_attention_group_kernel(AttentionArgs a, bool aligned, bool is_aligned_out) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int kWarps = Groups * kGroupWarps;
-    using Shared = AttentionShared<T, Dim, Groups>;
+    using Shared = AttentionShared<Cache, Dim, Groups>;
     auto& shared = *reinterpret_cast<Shared*>(dynamic_shared());
     if (threadIdx.x == 0) {
         for (int slot = 0; slot < Shared::kSlots; slot++) {
@@ -376,12 +442,12 @@ __global__ void __launch_bounds__(kGroupThreads<Groups>, 1)
     // Of the registers that each thread of three warpgroups has, 168, those that bring need few.
     if (warp >= kWarps) {
         if constexpr (Groups > 1) give_registers<56>();
-        const int turns = walk_spans<T, Dim, Groups>(
+        const int turns = walk_spans<Cache, Dim, Groups>(
             a, shared, [&](const auto& block) { block.bring(warp - kWarps, aligned); });
-        if (turns > 0) AttentionGroup<T, Dim, Groups>::template tell_full<0>(shared, 2 * turns - 1);
+        if (turns > 0) AttentionGroup<Cache, Dim, Groups>::finish_items(shared, 2 * turns, warp - kWarps);
     } else {
         if constexpr (Groups > 1) take_registers<224>();
-        walk_spans<T, Dim, Groups>(a, shared, [&](const auto& block) { block.attend(is_aligned_out); });
+        walk_spans<Cache, Dim, Groups>(a, shared, [&](const auto& block) { block.attend(is_aligned_out); });
     }
 #endif
 }

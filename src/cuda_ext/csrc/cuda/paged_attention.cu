@@ -9,9 +9,6 @@
 
 namespace {
 
-template <typename Cache>
-using ElementOf = std::conditional_t<std::is_same_v<Cache, fp8>, bf16, Cache>;
-
 // Of a block's shared memory: tiles as the cache has them, by stages; if that is fp8, a tile widened; queries; whole sums,
 // which take the place of queries that registers keep.
 template <typename Cache, int Dim, int Warps, bool IsSplit>
@@ -175,14 +172,14 @@ int64_t most_tiles(const AttentionArgs& a, int rows) {
 }
 
 // One warpgroup a block where all of those have a processor of their own.
-template <typename T, int Dim, int Groups>
+template <typename Cache, int Dim, int Groups>
 int start_groups(const AttentionArgs& a) {
     if constexpr (Groups > 1)
-        if (most_tiles(a, kGroupRows) * a.kv_heads <= chip().processors) return start_groups<T, Dim, Groups / 2>(a);
+        if (most_tiles(a, kGroupRows) * a.kv_heads <= chip().processors) return start_groups<Cache, Dim, Groups / 2>(a);
     const int64_t spans = most_tiles(a, Groups * kGroupRows) * a.kv_heads, processors = chip().processors;
     const dim3 grid(unsigned(spans < processors ? spans : processors));
-    constexpr size_t kBytes = sizeof(AttentionShared<T, Dim, Groups>);
-    const auto kernel = paged_attention_group_kernel<T, Dim, Groups>;
+    constexpr size_t kBytes = sizeof(AttentionShared<Cache, Dim, Groups>);
+    const auto kernel = paged_attention_group_kernel<Cache, Dim, Groups>;
     return launch("paged_attention", kernel, grid, kGroupThreads<Groups>, kBytes, a.stream, a, has_aligned_queries(a),
                   is_aligned<bf16>(a.out, a.dim));
 }
@@ -190,10 +187,8 @@ int start_groups(const AttentionArgs& a) {
 // Smaller blocks where large ones take more memory than the chip has for one, or leave processors without one.
 template <typename Cache, int Dim, int Warps>
 int start_chunks(const AttentionArgs& a) {
-    if constexpr (sizeof(Cache) == 2) {
-        const bool has_rows = a.most_tokens * (a.heads / a.kv_heads) >= kGroupRows;
-        if (has_rows && has_wgmma() && !a.is_deterministic && a.scale > 0) return start_groups<Cache, Dim, 2>(a);
-    }
+    const bool has_rows = a.most_tokens * (a.heads / a.kv_heads) >= kGroupRows;
+    if (has_rows && has_wgmma() && !a.is_deterministic && a.scale > 0) return start_groups<Cache, Dim, 2>(a);
     const int64_t tiles = most_tiles(a, Warps * kTileRows);
     if constexpr (Warps > (Dim > 128 ? 1 : 4)) {
         const bool fits = size_t(Layout<Cache, Dim, Warps, false>::kBytes) <= chip().shared_bytes;
