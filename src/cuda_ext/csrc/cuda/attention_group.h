@@ -56,7 +56,7 @@ struct AttentionGroup : BlockRows {
     static constexpr int kSlots = Shared::kSlots, kPanel = Shared::kPanel, kQueryPanel = Shared::kQueryPanel;
     static constexpr int kChunks = Dim / 8, kOfChunk = 16 / int(sizeof(Cache)), kCacheChunks = Dim / kOfChunk;
     static_assert(kWarpKeys <= kWarpSize, "a lane that brings looks for one position of a tile");
-    static constexpr int kAtOnce = Dim > 128 ? 2 : 4;  // turns of a loop that are unrolled
+    static constexpr int kAtOnce = Dim > 128 ? 1 : 4;  // turns of a loop that are unrolled
     static constexpr uint32_t kNowhere = 0xffffffff;
 
     Shared& shared;
@@ -145,22 +145,47 @@ struct AttentionGroup : BlockRows {
         if (item >= kSlots) wait_for_phase(shared.empty[item % kSlots], item / kSlots - 1);
     }
 
-    // A lane copies some 16 bytes of each of several positions.
     __device__ __forceinline__ void ask(int item, const void* cache, uint32_t my_place, int which) const {
-        const int lane = int(threadIdx.x) % kWarpSize, column = lane % kCacheChunks * kOfChunk;
-        UNROLL_SOME for (int i = 0; i < kWarpKeys; i += kWarpSize / kCacheChunks) {
-            const int key = i + lane / kCacheChunks;
-            const uint32_t place = __shfl_sync(kAllLanes, my_place, key);
-            const bool is_wanted = place != kNowhere && column < a.dim;
-            const Cache* from = static_cast<const Cache*>(cache) + (is_wanted ? uint64_t(place) * kOfChunk + column : 0);
-            copy_16_bytes(place_of_copy(item, which * kWarpKeys + key, column), from, is_wanted);
+        const int lane = made_here(int(threadIdx.x) % kWarpSize);
+        if constexpr (kWidens) {
+            uint4* to = raw_of(shared, item) + which * kWarpKeys * kCacheChunks + lane;
+            copy_rows<kWarpKeys, kCacheChunks>(lane, cache, my_place, [=](int row, int) { return to + row * kCacheChunks; });
+        } else {
+            copy_swizzled<kWarpKeys>(lane, place_in_slot(shared, item, which * kWarpKeys, 0), kPanel, cache, my_place);
         }
         commit_copies();
     }
 
-    __device__ __forceinline__ void* place_of_copy(int item, int key, int column) const {
-        if constexpr (kWidens) return raw_of(shared, item) + key * kCacheChunks + column / kOfChunk;
-        return place_in_slot(shared, item, key, column);
+    // Into rows that begin at a multiple of eight.
+    template <int Rows>
+    __device__ __forceinline__ void copy_swizzled(int lane, T* to, int panel, const void* from, uint32_t my_place) const {
+        const int column = lane % kChunks * 8, first_row = lane / kChunks;
+        to += column / kGroupRow * panel;
+        copy_rows<Rows, kChunks>(lane, from, my_place, [=](int row, int within) {
+            return to + (row - within) * kGroupRow + swizzled(within + first_row, column % kGroupRow);
+        });
+    }
+
+    // Each lane knows the place of one row, in 16 bytes, or kNowhere, which is zeros; it copies 16 bytes of several rows.
+    // to(row, within): where those of row + lane / Chunks belong, ``within`` being row % 8.
+    template <int Rows, int Chunks, typename To>
+    __device__ __forceinline__ void copy_rows(int lane, const void* from, uint32_t my_place, const To& to) const {
+        constexpr int kRowsAtOnce = kWarpSize / Chunks;
+        const int chunk = lane % Chunks;
+        const bool is_inside = chunk < int(a.dim) * Chunks / Dim;
+        const uint4* first = static_cast<const uint4*>(from) + (is_inside ? chunk : 0);
+        const auto copy_all = [&](const auto& is_there) {
+            UNROLL_SOME for (int within = 0; within < 8; within += kRowsAtOnce)
+                UNROLL for (int row = within; row < Rows; row += 8) {
+                    const uint32_t place = __shfl_sync(kAllLanes, my_place, row + lane / Chunks);
+                    const bool is_wanted = is_inside && is_there(place);
+                    copy_16_bytes(to(row, within), first + (is_there(place) ? place : 0), is_wanted);
+                }
+        };
+        if (__ballot_sync(kAllLanes, lane < Rows && my_place == kNowhere))
+            copy_all([](uint32_t place) { return place != kNowhere; });
+        else
+            copy_all([](uint32_t) { return true; });
     }
 
     __device__ __forceinline__ static uint4* raw_of(Shared& shared, int item) {
@@ -173,16 +198,15 @@ struct AttentionGroup : BlockRows {
 
     // What this lane has copied, which is there.
     __device__ __forceinline__ static void widen(Shared& shared, int item, int which) {
-        const int lane = int(threadIdx.x) % kWarpSize, column = lane % kCacheChunks * kOfChunk;
+        const int lane = made_here(int(threadIdx.x) % kWarpSize), column = lane % kCacheChunks * kOfChunk;
         wait_until_empty(shared, item);
         UNROLL_SOME for (int i = 0; i < kWarpKeys; i += kWarpSize / kCacheChunks) {
             const int key = which * kWarpKeys + i + lane / kCacheChunks;
-            const uint4* raw = raw_of(shared, item) + key * kCacheChunks + column / kOfChunk;
-            UNROLL for (int half = 0; half < 2; half++) {
-                float eight[8];
-                load_eight(eight, reinterpret_cast<const Cache*>(raw) + 8 * half, 8, true);
-                store_eight(place_in_slot(shared, item, key, column + 8 * half), eight, 8, true);
-            }
+            const uint4 raw = raw_of(shared, item)[key * kCacheChunks + column / kOfChunk];
+            const uint4 low = {widened(raw.x), widened(raw.x >> 16), widened(raw.y), widened(raw.y >> 16)};
+            const uint4 high = {widened(raw.z), widened(raw.z >> 16), widened(raw.w), widened(raw.w >> 16)};
+            store_whole(place_in_slot(shared, item, key, column), low);
+            store_whole(place_in_slot(shared, item, key, column + 8), high);
         }
         show_to_products();
         tell(shared.full[item % kSlots]);
@@ -204,24 +228,19 @@ struct AttentionGroup : BlockRows {
 
     template <typename Q>
     __device__ __forceinline__ void bring_queries_of(int which, bool aligned) const {
-        constexpr int kRows = Groups * kGroupRows, kStep = kBringers * kWarpSize / kChunks;
-        const int lane = made_here(int(threadIdx.x) % kWarpSize), column = lane % kChunks * 8;
-        int row = (which * kWarpSize + lane) / kChunks, token = token_of(row), head = (span.first_row + row) % group;
-        T* to = shared.queries + column / kGroupRow * kQueryPanel;
-        KEEP_LOOP for (int i = 0; i < kRows / kStep; i++, row += kStep) {
-            const bool is_wanted = row < span.rows && column < a.dim;
-            const Q* from = static_cast<const Q*>(a.q);
-            if (is_wanted) from += token * a.q_token_stride + (span.kv_head * group + head) * a.q_head_stride + column;
-            T* place = to + swizzled(row, column % kGroupRow);
-            if (std::is_same_v<Q, T> && aligned) {
-                copy_16_bytes(place, from, is_wanted);
-            } else {
-                float eight[8] = {};
-                if (is_wanted) load_eight(eight, from, 8, aligned);
-                store_eight(place, eight, 8, true);
-            }
-            token += kStep / group, head += kStep % group;
-            if (head >= group) head -= group, token++;
+        constexpr int kRows = Groups * kGroupRows / kBringers;  // of this warp
+        const int lane = made_here(int(threadIdx.x) % kWarpSize), my_row = which * kRows + lane % kRows;
+        const int64_t my_first = token_of(my_row) * a.q_token_stride + head_of(my_row) * a.q_head_stride;
+        T* to = shared.queries + which * kRows * kGroupRow;
+        if (std::is_same_v<Q, T> && aligned)
+            return copy_swizzled<kRows>(lane, to, kQueryPanel, a.q, my_row < span.rows ? uint32_t(my_first / 8) : kNowhere);
+        KEEP_LOOP for (int i = lane; i < kRows * kChunks; i += kWarpSize) {
+            const int row = i / kChunks, column = i % kChunks * 8;
+            const int64_t first = __shfl_sync(kAllLanes, my_first, row);
+            float eight[8] = {};
+            if (which * kRows + row < span.rows && column < a.dim)
+                load_eight(eight, static_cast<const Q*>(a.q) + first + column, 8, aligned);
+            store_eight(to + column / kGroupRow * kQueryPanel + swizzled(row, column % kGroupRow), eight, 8, true);
         }
     }
 
@@ -440,13 +459,14 @@ __global__ void __launch_bounds__(kGroupThreads<Groups>, 1)
     __syncthreads();
     const int warp = uniform(int(threadIdx.x) / kWarpSize);
     // Of the registers that each thread of three warpgroups has, 168, those that bring need few.
+    constexpr int kOfBringers = Dim > 128 ? 56 : 72, kOfOthers = (3 * 168 - kOfBringers) / 2;
     if (warp >= kWarps) {
-        if constexpr (Groups > 1) give_registers<56>();
+        if constexpr (Groups > 1) give_registers<kOfBringers>();
         const int turns = walk_spans<Cache, Dim, Groups>(
             a, shared, [&](const auto& block) { block.bring(warp - kWarps, aligned); });
         if (turns > 0) AttentionGroup<Cache, Dim, Groups>::finish_items(shared, 2 * turns, warp - kWarps);
     } else {
-        if constexpr (Groups > 1) take_registers<224>();
+        if constexpr (Groups > 1) take_registers<kOfOthers>();
         walk_spans<Cache, Dim, Groups>(a, shared, [&](const auto& block) { block.attend(is_aligned_out); });
     }
 #endif

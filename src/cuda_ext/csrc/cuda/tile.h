@@ -201,6 +201,20 @@ __device__ __forceinline__ void take_registers() {
 #endif
 }
 
+// The low two bytes, fp8, as two bfloat16.
+__device__ __forceinline__ uint32_t widened(uint32_t two) {
+#if defined(__CUDACC__)
+    __nv_fp8x2_e4m3 narrow;
+    narrow.__x = __nv_fp8x2_storage_t(two);
+    const float2 both = float2(narrow);
+    return pair_of<bf16>(both.x, both.y);
+#else
+    fp8 narrow[2];
+    memcpy(narrow, &two, sizeof narrow);
+    return pair_of<bf16>(to_float(narrow[0]), to_float(narrow[1]));
+#endif
+}
+
 // What is made of x is made anew after this, not once before a loop, which would keep it in registers.
 __device__ __forceinline__ int made_here(int x) {
 #if defined(__CUDACC__)
