@@ -218,11 +218,12 @@ PLANTED = {
     "queries in the place of those that are still read": Planted(
         "paged_attention",
         "attention_group.h",
-        "        if (spans_before > 0) wait_for_phase(shared.read, spans_before - 1);\n",
+        "        if (spans_before >= kSets) wait_for_phase(shared.read[spans_before % kSets], spans_before / kSets - 1);\n",
         "",
         "thread",
         "data race",
         "90:1",
+        more=(("chunk", 200),),
     ),
     "a place that is free before its products are done": Planted(
         "paged_attention",

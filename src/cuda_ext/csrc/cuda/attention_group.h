@@ -27,14 +27,16 @@ struct AttentionShared {
     static constexpr bool kWidens = std::is_same_v<Cache, fp8>;
     static constexpr int kTurnKeys = Dim > 128 ? 64 : 128;  // positions of a tile
     static constexpr int kSlots = Dim <= 64 ? 8 : Dim > 128 && kWidens ? 3 : 4, kPanels = Dim / kGroupRow;
+    static constexpr int kQuerySets = Dim > 128 || (Dim > 64 && kWidens) ? 1 : 2;  // by turns, a span each
     static constexpr int kRawItems = kWidens ? 3 : 0, kRawItem = kTurnKeys * Dim / 16;
     static constexpr int kPanel = kTurnKeys * kGroupRow, kQueryPanel = Groups * kGroupRows * kGroupRow;
     T slots[kSlots][kPanels * kPanel];
-    T queries[kPanels * kQueryPanel];
+    T queries[kQuerySets][kPanels * kQueryPanel];
     uint16_t results[Groups * kGroupWarps][kTileRows * kGroupRow];
     uint4 raw[kRawItems * kRawItem + 1];
+    Span spans[kQuerySets + 1];  // by turns; without rows behind the last one
     Mbarrier full[kSlots], empty[kSlots];
-    Mbarrier read, turns[Groups];  // queries are done with; a warpgroup may multiply
+    Mbarrier read[kQuerySets], turns[Groups];  // queries are done with; a warpgroup may multiply
 };
 
 // Of a block's next span; stripe: how many it has had. They are dealt out to the blocks there and back.
@@ -54,7 +56,7 @@ struct AttentionGroup : BlockRows {
     static constexpr bool kWidens = Shared::kWidens;
     static constexpr int kTurnKeys = Shared::kTurnKeys, kTurnTiles = kTurnKeys / 8, kWarpKeys = kTurnKeys / kBringers;
     static constexpr int kSlots = Shared::kSlots, kPanel = Shared::kPanel, kQueryPanel = Shared::kQueryPanel;
-    static constexpr int kChunks = Dim / 8, kOfChunk = 16 / int(sizeof(Cache)), kCacheChunks = Dim / kOfChunk;
+    static constexpr int kSpans = Shared::kQuerySets + 1, kChunks = Dim / 8, kOfChunk = 16 / int(sizeof(Cache)), kCacheChunks = Dim / kOfChunk;
     static_assert(kWarpKeys <= kWarpSize, "a lane that brings looks for one position of a tile");
     static constexpr int kAtOnce = Dim > 128 ? 1 : 4;  // turns of a loop that are unrolled
     static constexpr uint32_t kNowhere = 0xffffffff;
@@ -219,9 +221,12 @@ struct AttentionGroup : BlockRows {
         tell(shared.full[item % kSlots]);
     }
 
+    __device__ __forceinline__ T* queries() const { return shared.queries[spans_before % Shared::kQuerySets]; }
+
     // They are there when the first keys are told to be. Zeros beyond the last row and dim.
     __device__ __forceinline__ void bring_queries(int which, bool aligned) const {
-        if (spans_before > 0) wait_for_phase(shared.read, spans_before - 1);
+        constexpr int kSets = Shared::kQuerySets;
+        if (spans_before >= kSets) wait_for_phase(shared.read[spans_before % kSets], spans_before / kSets - 1);
         a.dtype == kBFloat16 ? bring_queries_of<bf16>(which, aligned) : bring_queries_of<fp16>(which, aligned);
         commit_copies();
     }
@@ -231,7 +236,7 @@ struct AttentionGroup : BlockRows {
         constexpr int kRows = Groups * kGroupRows / kBringers;  // of this warp
         const int lane = made_here(int(threadIdx.x) % kWarpSize), my_row = which * kRows + lane % kRows;
         const int64_t my_first = token_of(my_row) * a.q_token_stride + head_of(my_row) * a.q_head_stride;
-        T* to = shared.queries + which * kRows * kGroupRow;
+        T* to = queries() + which * kRows * kGroupRow;
         if (std::is_same_v<Q, T> && aligned)
             return copy_swizzled<kRows>(lane, to, kQueryPanel, a.q, my_row < span.rows ? uint32_t(my_first / 8) : kNowhere);
         KEEP_LOOP for (int i = lane; i < kRows * kChunks; i += kWarpSize) {
@@ -253,7 +258,7 @@ struct AttentionGroup : BlockRows {
 
     __device__ __forceinline__ int last_row_or(int row) const { return row < span.rows ? row : span.rows - 1; }
 
-    // What a warp with rows does.
+    // What a warp with rows does once the first keys are there.
     __device__ __forceinline__ void attend(bool is_aligned_out) const {
         Rows rows;
         UNROLL for (int i = 0; i < 2; i++) {
@@ -263,7 +268,6 @@ struct AttentionGroup : BlockRows {
         const Scores how = scores();
         float sums[Dim / 8][4] = {}, s[kTurnTiles][4], keep[2];
         uint32_t weights[kTurnKeys / 16][4];
-        wait_for_keys(0);
         take_turn(0);
         multiply_keys(s, 0);
         end_turn();
@@ -307,7 +311,7 @@ struct AttentionGroup : BlockRows {
 
     __device__ __forceinline__ void leave_keys(int turn) const {
         tell(shared.empty[item_of_keys(turn) % kSlots]);
-        if (turn + 1 == turns) tell(shared.read);
+        if (turn + 1 == turns) tell(shared.read[spans_before % Shared::kQuerySets]);
     }
 
     __device__ __forceinline__ void wait_for_keys(int turn) const {
@@ -317,10 +321,10 @@ struct AttentionGroup : BlockRows {
 
     __device__ __forceinline__ void multiply_keys(float (&s)[kTurnTiles][4], int turn) const {
         const int slot = item_of_keys(turn) % kSlots;
-        const T* queries = shared.queries + warpgroup * kGroupRows * kGroupRow;
+        const T* mine = queries() + warpgroup * kGroupRows * kGroupRow;
         begin_products(s);
         UNROLL for (int d = 0; d < Dim / 16; d++)
-            multiply_group_shared(s, queries + d / 4 * kQueryPanel, shared.slots[slot] + d / 4 * kPanel, d % 4, d > 0);
+            multiply_group_shared(s, mine + d / 4 * kQueryPanel, shared.slots[slot] + d / 4 * kPanel, d % 4, d > 0);
         commit_products();
     }
 
@@ -427,18 +431,41 @@ struct AttentionGroup : BlockRows {
     }
 };
 
-// Does all of a block's spans; how many tiles those have.
-template <typename Cache, int Dim, int Groups, typename Do>
-__device__ __forceinline__ int walk_spans(const AttentionArgs& a, AttentionShared<Cache, Dim, Groups>& shared, const Do& act) {
+// What the which-th of the warps does that bring keys and values: it goes through the block's spans, and tells them.
+template <typename Cache, int Dim, int Groups>
+__device__ __forceinline__ void bring_spans(const AttentionArgs& a, AttentionShared<Cache, Dim, Groups>& shared, int which,
+                                            bool aligned) {
+    using Block = AttentionGroup<Cache, Dim, Groups>;
+    const bool tells = which == 0 && threadIdx.x % kWarpSize == 0;
     Span span;
     int spans = 0, turns = 0;
     KEEP_LOOP for (int stripe = 0; uniform(find_group_span<Groups>(a, stripe, span)); stripe++) {
         if (!uniform(complete_span(a, Groups * kGroupRows, span))) continue;
-        const AttentionGroup<Cache, Dim, Groups> block{{a, span}, shared, uniform(spans), uniform(turns)};
-        act(block);
+        const Block block{{a, span}, shared, uniform(spans), uniform(turns)};
+        if (tells) shared.spans[spans % Block::kSpans] = span;
+        block.bring(which, aligned);
         spans++, turns += block.turns;
     }
-    return turns;
+    if (turns > 0) Block::finish_items(shared, 2 * turns, which);
+    if (tells) shared.spans[spans % Block::kSpans].rows = 0;
+    Block::wait_until_empty(shared, 2 * turns);
+    Block::tell(shared.full[2 * turns % Block::kSlots]);
+}
+
+// What the other warps do.
+template <typename Cache, int Dim, int Groups>
+__device__ __forceinline__ void attend_to_spans(const AttentionArgs& a, AttentionShared<Cache, Dim, Groups>& shared,
+                                                bool is_aligned_out) {
+    using Block = AttentionGroup<Cache, Dim, Groups>;
+    int turns = 0;
+    KEEP_LOOP for (int spans = 0;; spans++) {
+        wait_for_phase(shared.full[2 * turns % Block::kSlots], 2 * turns / Block::kSlots);
+        const Span span = shared.spans[spans % Block::kSpans];
+        if (uniform(span.rows) == 0) break;
+        const Block block{{a, span}, shared, spans, uniform(turns)};
+        block.attend(is_aligned_out);
+        turns += block.turns;
+    }
 }
 
 template <typename Cache, int Dim, int Groups>
@@ -453,7 +480,7 @@ __global__ void __launch_bounds__(kGroupThreads<Groups>, 1)
             start_barrier(shared.full[slot], kBringers);
             start_barrier(shared.empty[slot], kWarps);
         }
-        start_barrier(shared.read, kWarps);
+        for (auto& read : shared.read) start_barrier(read, kWarps);
         for (int i = 0; i < Groups; i++) start_barrier(shared.turns[i], kGroupWarps);
     }
     __syncthreads();
@@ -462,12 +489,10 @@ __global__ void __launch_bounds__(kGroupThreads<Groups>, 1)
     constexpr int kOfBringers = Dim > 128 ? 56 : 72, kOfOthers = (3 * 168 - kOfBringers) / 2;
     if (warp >= kWarps) {
         if constexpr (Groups > 1) give_registers<kOfBringers>();
-        const int turns = walk_spans<Cache, Dim, Groups>(
-            a, shared, [&](const auto& block) { block.bring(warp - kWarps, aligned); });
-        if (turns > 0) AttentionGroup<Cache, Dim, Groups>::finish_items(shared, 2 * turns, warp - kWarps);
+        bring_spans<Cache, Dim, Groups>(a, shared, warp - kWarps, aligned);
     } else {
         if constexpr (Groups > 1) take_registers<kOfOthers>();
-        walk_spans<Cache, Dim, Groups>(a, shared, [&](const auto& block) { block.attend(is_aligned_out); });
+        attend_to_spans<Cache, Dim, Groups>(a, shared, is_aligned_out);
     }
 #endif
 }

@@ -44,7 +44,7 @@ __device__ inline bool complete_span(const AttentionArgs& a, int tile_rows, Span
     span.context = a.context_lens[span.sequence];
     const bool fits = span.context >= span.tokens && span.context <= a.table_width * a.block_size &&
                       span.context <= a.most_context;
-    if (!fits && threadIdx.x == 0) atomicCAS(a.fault, kOk, kContextTooShort);
+    if (!fits && threadIdx.x % kWarpSize == 0) atomicCAS(a.fault, kOk, kContextTooShort);
     return fits;
 }
 

@@ -202,6 +202,7 @@ int start(const AttentionArgs& a) {
     const int64_t group = a.heads / a.kv_heads;
     if (a.most_tokens > 1)
         if (const int status = start_chunks<Cache, Dim, (Dim > 128 ? 2 : 8)>(a)) return status;
+    if (a.tokens > 1 + (a.sequences - 1) * a.most_tokens) return kOk;  // no sequence can have a single token
     const int64_t sections = (a.most_context + kSection - 1) / kSection;
     const int64_t tiles = (group + kTileRows - 1) / kTileRows * a.kv_heads;
     const dim3 grid(unsigned(sections), unsigned(tiles), unsigned(a.sequences));
