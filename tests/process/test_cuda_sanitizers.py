@@ -254,7 +254,7 @@ PLANTED = {
     "tiles that are read before they are there": Planted(
         "paged_attention",
         "attention_group.h",
-        "            wait_for_phase(shared.full[stage], turn / kStages);\n",
+        "        wait_for_phase(shared.full[item % kSlots], item / kSlots);\n",
         "",
         "thread",
         "data race",
@@ -263,20 +263,30 @@ PLANTED = {
     "tiles in the place of those that are still read": Planted(
         "paged_attention",
         "attention_group.h",
-        "            if (turn >= kStages) wait_for_phase(shared.empty[stage], turn / kStages - 1);\n",
+        "        if (item >= kSlots) wait_for_phase(shared.empty[item % kSlots], item / kSlots - 1);\n",
         "",
         "thread",
         "data race",
-        "90",
+        "90:1",
+    ),
+    "queries in the place of those that are still read": Planted(
+        "paged_attention",
+        "attention_group.h",
+        "        if (spans_before >= kSets) wait_for_phase(shared.read[spans_before % kSets], spans_before / kSets - 1);\n",
+        "",
+        "thread",
+        "data race",
+        "90:1",
+        more=(("chunk", 200),),
     ),
     "a place that is free before its products are done": Planted(
         "paged_attention",
         "attention_group.h",
-        "wait_for_products<1>(rows.sums, weights);",
+        "wait_for_products<1>(s);",
         "",
         "thread",
         "data race",
-        "90",
+        "90:1",
     ),
     "one lane that tells before the others have read": Planted(
         "paged_attention",
@@ -287,11 +297,11 @@ PLANTED = {
         "data race",
         "90",
     ),
-    "a stage beyond the shared memory": Planted(
+    "a slot beyond the shared memory": Planted(
         "paged_attention",
         "attention_group.h",
-        "here.keys + d / 4 * kPanel",
-        "here.keys + (d / 4 + 10) * kPanel",
+        "shared.slots[slot] + d / 4 * kPanel",
+        "shared.slots[slot] + (d / 4 + 9) * kPanel",
         MEMORY,
         "heap-buffer-overflow",
         "90",
@@ -399,10 +409,10 @@ def changes_results(planted: Planted, to: Path) -> bool:
     return sums[0] != sums[1]
 
 
-def test_a_stage_that_nobody_frees_is_a_deadlock_by_name(tmp_path: Path) -> None:
-    freed = "            if (turn > 0) tell(shared.empty[(turn - 1) % kStages]);\n"
-    planted = Planted("paged_attention", "attention_group.h", freed, "", "", "", "90")
-    done = replay("undefined", plant(planted, tmp_path), "paged_attention", tmp_path, "90")
+def test_a_slot_that_nobody_frees_is_a_deadlock_by_name(tmp_path: Path) -> None:
+    freed = "        tell(shared.empty[item_of_keys(turn) % kSlots]);\n"
+    planted = Planted("paged_attention", "attention_group.h", freed, "", "", "", "90:1")
+    done = replay("undefined", plant(planted, tmp_path), "paged_attention", tmp_path, "90:1")
     assert re.search(r"status 8 .*deadlock in paged_attention, block \(0, 0, 0\): .*an mbarrier", done.stdout)
 
 
@@ -417,26 +427,33 @@ HURRIED = [
     ("paged_attention", "80", "attention_split.h", "wait_for_copies<kBuffers - 1>", "wait_for_copies<kBuffers>"),
     ("linear", "80", "linear_many.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
     ("paged_attention", "90", "attention_group.h", "tell_full<1>", "tell_full<2>"),
-    ("paged_attention", "90", "attention_group.h", "        show_to_products();\n", ""),
+    (
+        "paged_attention",
+        "90",
+        "attention_group.h",
+        "        wait_for_copies<Later>();\n        show_to_products();\n",
+        "        wait_for_copies<Later>();\n",
+    ),
     ("linear", "90", "linear_group.h", "wait_for_products<0>(sums", "wait_for_products<1>(sums"),
     ("linear", "90", "linear_group.h", "            begin_products(sums);\n", ""),
-    ("paged_attention", "90", "attention_group.h", "wait_for_products<0>(s, q", "wait_for_products<1>(s, q"),
+    ("paged_attention", "90", "attention_group.h", "wait_for_products<0>(s);", "wait_for_products<1>(s);"),
+    ("paged_attention", "90", "attention_group.h", "wait_for_products<1>(s);", "wait_for_products<2>(s);"),
     (
         "paged_attention",
         "90",
         "attention_group.h",
-        "if (tile > 0) wait_for_products<0>(rows.sums, weights);",
-        "",
+        "            wait_for_products<0>(sums, weights);\n            tell",
+        "            tell",
     ),
     (
         "paged_attention",
         "90",
         "attention_group.h",
-        "wait_for_products<0>(rows.sums, weights);\n                rows.finish",
-        "rows.finish",
+        "        wait_for_products<0>(sums, weights);\n        tell",
+        "        tell",
     ),
-    ("paged_attention", "90", "attention_group.h", "            begin_products(s);\n", ""),
-    ("paged_attention", "90", "attention_group.h", "                begin_products(rows.sums);\n", ""),
+    ("paged_attention", "90", "attention_group.h", "        begin_products(s);\n", ""),
+    ("paged_attention", "90", "attention_group.h", "        begin_products(sums, weights);\n", ""),
 ]
 """Waits and fences taken away from copies and products."""
 

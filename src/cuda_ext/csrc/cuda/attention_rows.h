@@ -8,12 +8,14 @@ struct Span {
     int sequence, first_token, tokens, context, first_row, rows, kv_head;
 };
 
-// The sequence of the index-th tile of ``tile_rows`` rows, counting through those of several tokens. All lanes alike.
+// The sequence of the index-th tile of ``tile_rows`` rows, counting through those of several tokens, or the index-th from
+// the end. All lanes alike.
+template <bool IsFromEnd = false>
 __device__ inline bool find_tile(const AttentionArgs& a, int index, int tile_rows, Span& span) {
     const int lane = int(threadIdx.x) % kWarpSize, group = int(a.heads / a.kv_heads);
     for (int base = 0; base < a.sequences; base += kWarpSize) {
-        const int sequence = base + lane;
-        const int tokens = sequence < a.sequences ? a.query_starts[sequence + 1] - a.query_starts[sequence] : 0;
+        const int sequence = IsFromEnd ? int(a.sequences) - 1 - base - lane : base + lane;
+        const int tokens = base + lane < a.sequences ? a.query_starts[sequence + 1] - a.query_starts[sequence] : 0;
         const int tiles = tokens > 1 ? (tokens * group + tile_rows - 1) / tile_rows : 0;
         int end = tiles;
         for (int distance = 1; distance < kWarpSize; distance *= 2) {
@@ -23,9 +25,10 @@ __device__ inline bool find_tile(const AttentionArgs& a, int index, int tile_row
         const uint32_t beyond = __ballot_sync(kAllLanes, end > index);
         if (beyond) {
             const int found = __ffs(beyond) - 1;
-            span.sequence = base + found;
+            span.sequence = __shfl_sync(kAllLanes, sequence, found);
             span.tokens = __shfl_sync(kAllLanes, tokens, found);
-            span.first_row = (index - __shfl_sync(kAllLanes, end - tiles, found)) * tile_rows;
+            const int before = __shfl_sync(kAllLanes, end - tiles, found), behind = __shfl_sync(kAllLanes, end, found) - 1;
+            span.first_row = (IsFromEnd ? behind - index : index - before) * tile_rows;
             return true;
         }
         index -= __shfl_sync(kAllLanes, end, kWarpSize - 1);
@@ -39,22 +42,26 @@ __device__ __forceinline__ bool fits(const AttentionArgs& a, int tokens, int con
 }
 
 __device__ __forceinline__ void tell_of_context(const AttentionArgs& a) {
-    if (threadIdx.x == 0) atomicCAS(a.fault, kOk, kContextTooShort);
+    if (threadIdx.x % kWarpSize == 0) atomicCAS(a.fault, kOk, kContextTooShort);
 }
 
-// Of a chunk's tile; false where the block has nothing to do.
-template <int Warps>
-__device__ bool find_span(const AttentionArgs& a, Span& span) {
-    const int group = int(a.heads / a.kv_heads), tile_rows = Warps * kTileRows;
-    span.kv_head = int(blockIdx.y);
-    if (!find_tile(a, int(blockIdx.x), tile_rows, span)) return false;
-    const int left = span.tokens * group - span.first_row;
+// What follows from a sequence and a first row; false where the sequence does not fit what the caller says of it.
+__device__ inline bool complete_span(const AttentionArgs& a, int tile_rows, Span& span) {
+    const int left = span.tokens * int(a.heads / a.kv_heads) - span.first_row;
     span.rows = left < tile_rows ? left : tile_rows;
     span.first_token = a.query_starts[span.sequence];
     span.context = a.context_lens[span.sequence];
     if (fits(a, span.tokens, span.context)) return true;
     tell_of_context(a);
     return false;
+}
+
+// Of a chunk's tile; false where the block has nothing to do.
+template <int Warps>
+__device__ bool find_span(const AttentionArgs& a, Span& span) {
+    constexpr int kRows = Warps * kTileRows;
+    span.kv_head = int(blockIdx.y);
+    return find_tile(a, int(blockIdx.x), kRows, span) && complete_span(a, kRows, span);
 }
 
 __device__ __forceinline__ void store_out(const AttentionArgs& a, int64_t place, float x) {

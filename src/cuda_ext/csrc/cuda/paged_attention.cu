@@ -128,25 +128,24 @@ int64_t most_tiles(const AttentionArgs& a, int rows) {
     return a.tokens * (a.heads / a.kv_heads) / rows + chunks;
 }
 
-// One warpgroup a block where two leave processors without one.
-template <typename T, int Dim, int Groups>
+// One warpgroup a block where all of those have a processor of their own.
+template <typename Cache, int Dim, int Groups>
 int start_groups(const AttentionArgs& a) {
-    const int64_t tiles = most_tiles(a, Groups * kGroupRows);
     if constexpr (Groups > 1)
-        if (tiles * a.kv_heads < chip().processors) return start_groups<T, Dim, Groups / 2>(a);
-    const dim3 grid(unsigned(tiles), unsigned(a.kv_heads));
-    constexpr size_t kBytes = sizeof(AttentionShared<T, Dim, Groups>);
-    const auto kernel = paged_attention_group_kernel<T, Dim, Groups>;
-    return launch("paged_attention", kernel, grid, kGroupThreads<Groups>, kBytes, a.stream, a, has_aligned_queries(a));
+        if (most_tiles(a, kGroupRows) * a.kv_heads <= chip().processors) return start_groups<Cache, Dim, Groups / 2>(a);
+    const int64_t spans = most_tiles(a, Groups * kGroupRows) * a.kv_heads, processors = chip().processors;
+    const dim3 grid(unsigned(spans < processors ? spans : processors));
+    constexpr size_t kBytes = sizeof(AttentionShared<Cache, Dim, Groups>);
+    const auto kernel = paged_attention_group_kernel<Cache, Dim, Groups>;
+    return launch("paged_attention", kernel, grid, kGroupThreads<Groups>, kBytes, a.stream, a, has_aligned_queries(a),
+                  is_aligned<bf16>(a.out, a.dim));
 }
 
 // Smaller blocks where large ones take more memory than the chip has for one, or leave processors without one.
 template <typename Cache, int Dim, int Warps>
 int start_chunks(const AttentionArgs& a) {
-    if constexpr (Dim <= 128 && sizeof(Cache) == 2) {
-        const bool has_rows = a.most_tokens * (a.heads / a.kv_heads) >= kGroupRows;
-        if (has_rows && has_wgmma() && !a.is_deterministic) return start_groups<Cache, Dim, 2>(a);
-    }
+    const bool has_rows = a.most_tokens * (a.heads / a.kv_heads) >= kGroupRows;
+    if (has_rows && has_wgmma() && !a.is_deterministic && a.scale > 0) return start_groups<Cache, Dim, 2>(a);
     const int64_t tiles = most_tiles(a, Warps * kTileRows);
     constexpr size_t kBytes = size_t(Layout<Cache, Dim, Warps>::kBytes);
     if constexpr (Warps > (Dim > 128 ? 1 : 4)) {
@@ -186,7 +185,8 @@ template <typename Cache, int Dim>
 int start(const AttentionArgs& a) {
     if (a.most_tokens > 1)
         if (const int status = start_chunks<Cache, Dim, (Dim > 128 ? 2 : 8)>(a)) return status;
-    if (a.sequences == 0) return kOk;
+    // Where no sequence can have a single token, there is nothing more to do.
+    if (a.sequences == 0 || a.tokens > 1 + (a.sequences - 1) * a.most_tokens) return kOk;
     const int64_t all = sections_of(a.most_context), seen = (a.window + kSection - 2) / kSection + 1;
     return start_split<Cache, Dim, 8>(a, split_sizes(a), a.window > 0 && seen < all ? seen : all);
 }

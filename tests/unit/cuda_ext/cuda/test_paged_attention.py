@@ -172,6 +172,20 @@ def test_blocks_of_other_sizes(
         assert_true(emulation, replace(case, is_deterministic=0))
 
 
+@pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (130, 0.0), (257, 3.0)])
+@pytest.mark.parametrize(
+    ("dim", "cache_dtype"),
+    [(128, torch.bfloat16), (56, torch.float16), (256, torch.bfloat16), (112, FP8), (256, FP8)],
+)
+def test_long_chunks(
+    cuda: CudaLibrary, fresh: torch.Generator, window: int, soft_cap: float, dim: int, cache_dtype: torch.dtype
+) -> None:
+    """Of several blocks of rows and tiles of positions each; their last ones not full."""
+    rows = [(75, 300), (1, 200), (49, 49), (64, 513)]
+    more = {"window": window, "soft_cap": soft_cap, **(head_scales() if cache_dtype == FP8 else {})}
+    assert_true(cuda, make_case(fresh, rows, dim=dim, cache_dtype=cache_dtype, **more))
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 1), (9, 3), (14, 2), (37, 1)])
 def test_head_groups(cuda: CudaLibrary, fresh: torch.Generator, heads: int, kv_heads: int) -> None:
     tokens = 1 + 130 * kv_heads // heads

@@ -56,10 +56,11 @@ struct Copy {
 
 // A warp's part of a product that wgmma has been asked for: 16 rows times ``columns`` columns, the step-th 16 elements of
 // each. panel: 0 where a column is a row of 64 elements in shared memory, else how far apart panels of 64 columns are, in
-// elements. sums and left: this lane's, as mma's.
+// elements. sums and left: this lane's, as mma's; or left_rows, the 64 rows of the warpgroup's left side.
 struct Product {
     float* sums;
     const uint32_t* left;
+    const uint16_t* left_rows;
     const uint16_t* right;
     int columns, step, panel;
     bool adds, is_bfloat16;
@@ -113,10 +114,10 @@ void begin_products();
 void multiply_later(const Product& product);
 void commit_products();
 
-// The oldest product that is not among the ``groups`` last committed ones, or null; then every lane gives its part of the
-// right side, columns lane, lane + 32, …, which is read that late.
+// The oldest product that is not among the ``groups`` last committed ones, or null; then every lane gives its parts of the
+// left side and of the right side, columns lane, lane + 32, …, which are read that late.
 const Product* product_due(int groups);
-void multiply_due(const uint16_t (*right)[16]);
+void multiply_due(const uint32_t (&left)[4], const uint16_t (*right)[16]);
 
 using Body = void (*)(const void* context);
 
