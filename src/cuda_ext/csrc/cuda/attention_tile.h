@@ -50,7 +50,7 @@ struct Scores {
                 UNROLL for (float& product : four) product *= scale;
         } else {
             UNROLL for (auto& four : products)
-                UNROLL for (float& product : four) product = tanh_of(product * scale) * cap;
+                UNROLL for (float& product : four) product = tanh_roughly(product * scale) * cap;
         }
     }
     __device__ __forceinline__ bool is_seen(int key, int position) const {

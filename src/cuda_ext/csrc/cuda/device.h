@@ -222,7 +222,14 @@ __device__ __forceinline__ float divide_roughly(float x, float y) {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
+// Whose division is a call, and so takes few registers.
 __device__ __forceinline__ float tanh_of(float x) {
+    const float e = exp_two(-2.0f * kLog2E * fabsf(x));
+    return copysignf((1.0f - e) / (1.0f + e), x);
+}
+
+// But for a few last bits.
+__device__ __forceinline__ float tanh_roughly(float x) {
     const float e = exp_two(-2.0f * kLog2E * fabsf(x));
     return copysignf(divide_roughly(1.0f - e, 1.0f + e), x);
 }
