@@ -9,11 +9,11 @@ template <typename T, int Bits, int Group, bool HasOffset>
 struct QuantisedWeight {
     using Element = T;
     static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
-    static constexpr int kRun = kFormat.run(), kAhead = Bits == 4 ? 3 : Group == 32 ? 2 : 1, kPanels = 1;
+    static constexpr int kRun = kFormat.run(), kAhead = (Bits == 4 ? 3 : 2) - HasOffset, kPanels = 1;
     static constexpr int kScales = kFormat.groups(), kGroups = HasOffset ? kScales : 0;
 
     const uint8_t* panels;
-    int64_t tiles;  // of a panel
+    int tiles;  // of a panel
 
     // scales, offsets: one for output g low, one for g + 8 high
     struct Tile {
@@ -31,9 +31,9 @@ struct QuantisedWeight {
         }
     }
 
-    __device__ __forceinline__ Tile load(int64_t panel, int64_t tile) const {
+    __device__ __forceinline__ Tile load(int panel, int tile) const {
         const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4;
-        const uint8_t* from = panels + (panel * tiles + tile) * kFormat.tile_bytes();
+        const uint8_t* from = panels + uint64_t(uint32_t(panel * tiles + tile)) * kFormat.tile_bytes();
         Tile to;
         UNROLL for (int half = 0; half < Bits / 4; half++) {
             const uint4 words = load_once(reinterpret_cast<const uint4*>(from + half * 512 + lane * 16));
@@ -50,19 +50,16 @@ struct QuantisedWeight {
     __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
         constexpr bool kIsBfloat16 = std::is_same_v<T, bf16>;
         constexpr uint32_t kPower = kIsBfloat16 ? 0x43004300 : 0x64006400;  // 128; 1024
+        constexpr uint32_t kMask = Bits == 4 ? 0x000f000f : kIsBfloat16 ? 0x007f007f : 0x00ff00ff;
         const auto difference = [](auto code, auto zero) { return code - zero; };
         UNROLL for (int step = 0; step < kSteps; step++)
             UNROLL for (int i = 0; i < 4; i++) {
                 const uint32_t word = tile.codes[Bits == 4 ? step : 2 * step + i / 2];
-                uint32_t codes = word >> Bits * (Bits == 4 ? i : i % 2), zero = kPower + kFormat.zero() * 0x00010001;
-                if constexpr (Bits == 8 && kIsBfloat16) {
-                    // 128 holds no more than seven bits: the eighth goes into what is taken off.
-                    zero = (codes & 0x00800080) ^ 0x43804380;
-                    codes &= 0x007f007f;
-                } else {
-                    codes &= Bits == 4 ? 0x000f000f : 0x00ff00ff;
-                }
-                a[step][i] = of_pairs<T>(codes | kPower, zero, difference);
+                const uint32_t codes = word >> Bits * (Bits == 4 ? i : i % 2);
+                uint32_t zero = kPower + kFormat.zero() * 0x00010001;
+                // 128 holds no more than seven bits: the eighth goes into what is taken off.
+                if constexpr (Bits == 8 && kIsBfloat16) zero = (codes & 0x00800080) ^ 0x43804380;
+                a[step][i] = of_pairs<T>(take_bits(codes, kMask, kPower), zero, difference);
             }
     }
 
@@ -96,7 +93,7 @@ struct QuantisedWeight {
 
 template <typename T, int Bits, int Group, bool HasOffset>
 int start_quantised(const QuantisedLinearArgs& a) {
-    const QuantisedWeight<T, Bits, Group, HasOffset> weight{static_cast<const uint8_t*>(a.panels), tiles_of(a.inputs)};
+    const QuantisedWeight<T, Bits, Group, HasOffset> weight{static_cast<const uint8_t*>(a.panels), int(tiles_of(a.inputs))};
     const LinearRows rows{a.out,     a.x,          nullptr,      a.bias,      a.rows,            a.inputs,
                           a.outputs, a.row_stride, a.out_stride, a.out_dtype, a.is_deterministic};
     return start_linear("linear_quantised", rows, weight, a.stream);
