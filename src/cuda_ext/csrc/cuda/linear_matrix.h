@@ -11,6 +11,7 @@ struct MatrixWeight {
     using Bits = Stored;
     static constexpr int kRun = 8, kScales = 0, kGroups = 0;
     static constexpr int kPerWord = 4 / int(sizeof(Bits)), kWords = kRun / kPerWord;
+    static constexpr int kRunBytes = kRun * int(sizeof(Bits)), kSlotBytes = 4 * kWarpSize * kRunBytes;
 
     const Bits* weight;  // [outputs, inputs]
     int64_t outputs, inputs, stride;
@@ -32,6 +33,47 @@ struct MatrixWeight {
                 load_run(to.words[half][high], weight + output * stride + first, inputs - first);
             }
         }
+        return to;
+    }
+
+    // What load would bring, into shared memory.
+    __device__ __forceinline__ void fetch(int64_t panel, int64_t tile, uint8_t* slot) const {
+        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
+        UNROLL for (int high = 0; high < 2; high++) {
+            const int64_t output = panel * kTileOutputs + g + high * 8;
+            UNROLL for (int half = 0; half < 2; half++) {
+                const int64_t first = tile * kTileInputs + input_of(kRun, 2 * half, t, 0), left = inputs - first;
+                uint8_t* to = slot + ((half * 2 + high) * kWarpSize + lane) * kRunBytes;
+                const bool is_wanted = output < outputs && left > 0;
+                const Bits* from = is_wanted ? weight + output * stride + first : weight;
+                if (is_wanted && (!is_aligned || left < kRun)) {
+                    uint32_t words[kWords] = {};
+                    load_run(words, from, left);
+                    UNROLL for (int i = 0; i < kWords; i++) store_whole(to + 4 * i, words[i]);
+                } else if constexpr (kRunBytes == 16) {
+                    copy_16_bytes(to, from, is_wanted);
+                } else {
+                    copy_8_bytes(to, from, is_wanted);
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ Tile take(const uint8_t* slot) const {
+        const int lane = int(threadIdx.x) % kWarpSize;
+        Tile to;
+        UNROLL for (int high = 0; high < 2; high++)
+            UNROLL for (int half = 0; half < 2; half++) {
+                const uint8_t* mine = slot + ((half * 2 + high) * kWarpSize + lane) * kRunBytes;
+                if constexpr (kWords == 4) {
+                    const auto words = load_whole<uint4>(mine);
+                    to.words[half][high][0] = words.x, to.words[half][high][1] = words.y;
+                    to.words[half][high][2] = words.z, to.words[half][high][3] = words.w;
+                } else {
+                    const auto words = load_whole<uint2>(mine);
+                    to.words[half][high][0] = words.x, to.words[half][high][1] = words.y;
+                }
+            }
         return to;
     }
 

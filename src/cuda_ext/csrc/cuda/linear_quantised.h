@@ -11,6 +11,8 @@ struct QuantisedWeight {
     static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
     static constexpr int kRun = kFormat.run(), kAhead = (Bits == 4 ? 3 : 2) - HasOffset, kPanels = 1;
     static constexpr int kScales = kFormat.groups(), kGroups = HasOffset ? kScales : 0;
+    static constexpr int kCodeBytes = Bits * 4, kScaleBytes = kScales * 4;  // of a lane
+    static constexpr int kSlotBytes = kWarpSize * (kCodeBytes + (HasOffset ? 2 : 1) * kScaleBytes);
 
     const uint8_t* panels;
     int tiles;  // of a panel
@@ -43,6 +45,49 @@ struct QuantisedWeight {
         const uint8_t* scales = from + kFormat.code_bytes();
         load_scales(to.scales, scales + g * kScales * 4);
         if constexpr (HasOffset) load_scales(to.offsets, scales + kFormat.scale_bytes() + g * kScales * 4);
+        return to;
+    }
+
+    static __device__ __forceinline__ void fetch_scales(uint8_t* to, const uint8_t* from) {
+        if constexpr (kScales == 2)
+            copy_8_bytes(to, from, true);
+        else
+            copy_16_bytes(to, from, true);
+    }
+
+    // What load would bring, into shared memory.
+    __device__ __forceinline__ void fetch(int panel, int tile, uint8_t* slot) const {
+        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4;
+        const uint8_t* from = panels + uint64_t(uint32_t(panel * tiles + tile)) * kFormat.tile_bytes();
+        UNROLL for (int half = 0; half < Bits / 4; half++)
+            copy_16_bytes(slot + half * 512 + lane * 16, from + half * 512 + lane * 16, true);
+        uint8_t* mine = slot + kWarpSize * kCodeBytes + lane * kScaleBytes;
+        const uint8_t* scales = from + kFormat.code_bytes() + g * kScaleBytes;
+        fetch_scales(mine, scales);
+        if constexpr (HasOffset) fetch_scales(mine + kWarpSize * kScaleBytes, scales + kFormat.scale_bytes());
+    }
+
+    static __device__ __forceinline__ void take_scales(uint32_t (&to)[kScales], const uint8_t* from) {
+        if constexpr (kScales == 2) {
+            const auto words = load_whole<uint2>(from);
+            to[0] = words.x, to[1] = words.y;
+        } else {
+            const auto words = load_whole<uint4>(from);
+            to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
+        }
+    }
+
+    __device__ __forceinline__ Tile take(const uint8_t* slot) const {
+        const int lane = int(threadIdx.x) % kWarpSize;
+        Tile to;
+        UNROLL for (int half = 0; half < Bits / 4; half++) {
+            const auto words = load_whole<uint4>(slot + half * 512 + lane * 16);
+            to.codes[4 * half] = words.x, to.codes[4 * half + 1] = words.y;
+            to.codes[4 * half + 2] = words.z, to.codes[4 * half + 3] = words.w;
+        }
+        const uint8_t* mine = slot + kWarpSize * kCodeBytes + lane * kScaleBytes;
+        take_scales(to.scales, mine);
+        if constexpr (HasOffset) take_scales(to.offsets, mine + kWarpSize * kScaleBytes);
         return to;
     }
 

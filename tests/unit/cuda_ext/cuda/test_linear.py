@@ -58,6 +58,8 @@ def linear(
     bias: Tensor | None,
     out_dtype: torch.dtype,
     scales: Tensor | None = None,
+    *,
+    is_deterministic: bool = False,
 ) -> Tensor:
     """out is every second column of a wider matrix, the others stay NaN."""
     rows, outputs = len(x), len(weight)
@@ -65,7 +67,7 @@ def linear(
     cuda.call(
         "linear", out=wide, x=x, weight=weight, scales=scales, bias=bias, rows=rows, inputs=x.shape[1], outputs=outputs,
         row_stride=x.stride(0), weight_stride=weight.stride(0), out_stride=outputs + 5, dtype=DTYPES[x.dtype],
-        weight_dtype=DTYPES[weight.dtype], out_dtype=DTYPES[out_dtype],
+        weight_dtype=DTYPES[weight.dtype], out_dtype=DTYPES[out_dtype], is_deterministic=is_deterministic,
     )  # fmt: skip
     assert wide[:, outputs:].isnan().all()
     return wide[:, :outputs]
@@ -98,7 +100,7 @@ def test_every_fp8_number_is_widened_exactly(cuda: CudaLibrary, dtype: torch.dty
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_linear_of_fp8(cuda: CudaLibrary, fresh: torch.Generator, dtype: torch.dtype, sizes: Sizes) -> None:
-    """With scales of outputs, and rows alone as in their batch, to the bit."""
+    """With scales of outputs; if deterministic, rows alone are as in their batch, to the bit."""
     x, inputs, outputs, numbers = sizes.x(fresh, dtype), sizes.inputs, sizes.outputs, every_fp8()
     codes = torch.randint(0, len(numbers), sizes.wide(outputs), generator=fresh)
     weight = numbers.view(torch.uint8)[codes].view(torch.float8_e4m3fn)[:, :inputs]
@@ -106,9 +108,10 @@ def test_linear_of_fp8(cuda: CudaLibrary, fresh: torch.Generator, dtype: torch.d
     scaled = weight.double() * scales.double()[:, None]
     truth = reference.linear(x.double(), scaled, bias.double())
     size = x.double().norm(dim=1, keepdim=True) * scaled.norm(dim=1)
-    found = linear(cuda, x, weight, bias, torch.float32, scales)
-    assert ((found - truth).abs() <= 1e-6 * size + 1e-6).all()
-    last = linear(cuda, x[-1:], weight, bias, torch.float32, scales)[0]
+    for is_deterministic in (False, True):
+        found = linear(cuda, x, weight, bias, torch.float32, scales, is_deterministic=is_deterministic)
+        assert ((found - truth).abs() <= 1e-6 * size + 1e-6).all()
+    last = linear(cuda, x[-1:], weight, bias, torch.float32, scales, is_deterministic=True)[0]
     assert torch.equal(last, found[-1])
 
 
@@ -164,12 +167,14 @@ def linear_quantised(
     groups: QuantisedGroups,
     bias: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
+    *,
+    is_deterministic: bool = False,
 ) -> Tensor:
     out = torch.full((len(x), groups.rows), torch.nan, dtype=out_dtype)
     cuda.call(
         "linear_quantised", out=out, x=x, panels=panels, bias=bias, rows=len(x), inputs=x.shape[1],
         outputs=groups.rows, row_stride=x.stride(0), out_stride=groups.rows, dtype=DTYPES[x.dtype],
-        out_dtype=DTYPES[out_dtype], **form_fields(groups.format),
+        out_dtype=DTYPES[out_dtype], is_deterministic=is_deterministic, **form_fields(groups.format),
     )  # fmt: skip
     return out
 
@@ -216,19 +221,21 @@ def test_a_row_does_not_depend_on_its_batch(
     x = torch.randn(150, inputs, generator=fresh).to(dtype)
     x[3] = torch.nan
     for count in (1, 8, 9, 16, 35, 65, 150):
-        together = linear_quantised(cuda, x[:count], panels, groups)
-        plainly = linear(cuda, x[:count], plain, None, torch.float32)
+        together = linear_quantised(cuda, x[:count], panels, groups, is_deterministic=True)
+        plainly = linear(cuda, x[:count], plain, None, torch.float32, is_deterministic=True)
         for row in {0, count // 2, count - 1} - {3}:
-            assert torch.equal(linear_quantised(cuda, x[row : row + 1], panels, groups)[0], together[row])
-            assert torch.equal(linear(cuda, x[row : row + 1], plain, None, torch.float32)[0], plainly[row])
+            one = x[row : row + 1]
+            alone = linear_quantised(cuda, one, panels, groups, is_deterministic=True)
+            assert torch.equal(alone[0], together[row])
+            alone = linear(cuda, one, plain, None, torch.float32, is_deterministic=True)
+            assert torch.equal(alone[0], plainly[row])
 
 
 @pytest.mark.parametrize("rows", [1, 11, 30, 70, 150])
 def test_chips_agree_to_the_bit(
     emulation: CudaLibrary, fresh: torch.Generator, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    """Those that share out a small matrix's turns among several blocks, those that cannot, and those with wgmma: as the
-    emulation rounds, each instruction once."""
+    """Those that share out a small matrix's turns among several blocks and those that cannot."""
     groups = groups_of(fresh, 20, 1224, FORMATS[0])
     panels, plain = pack(emulation, groups), groups.dequantise().bfloat16()[:, :1224]
     x = torch.randn(rows, 1224, generator=fresh).bfloat16()
@@ -236,7 +243,10 @@ def test_chips_agree_to_the_bit(
     for chip in ("80", "86", "90", "90:1", "100"):
         monkeypatch.setenv("SHOAL_EMULATED_CHIP", chip)
         results.append(
-            (linear_quantised(emulation, x, panels, groups), linear(emulation, x, plain, None, torch.float32))
+            (
+                linear_quantised(emulation, x, panels, groups, is_deterministic=True),
+                linear(emulation, x, plain, None, torch.float32, is_deterministic=True),
+            )
         )
     for quantised, plainly in results[1:]:
         assert torch.equal(quantised, results[0][0])
