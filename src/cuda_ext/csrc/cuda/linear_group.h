@@ -34,29 +34,31 @@ struct GroupShared {
     };
 };
 
-// Rows · 64 elements of x in registers, on their way to shared memory.
+// Rows · 64 elements of x in registers, on their way to shared memory: of every kRowsApart-th row eight inputs.
 template <typename T, int Run, int Rows>
 struct StagedRows {
-    static constexpr int kChunks = Rows * 8 / kLinearThreads;  // of eight inputs
+    static constexpr int kRowsApart = kLinearThreads / 8, kChunks = Rows / kRowsApart;
     uint4 chunks[kChunks];
 
     // Zeros beyond the last row, input and tile.
     __device__ __forceinline__ void ask(const LinearRows& a, int first_row, int tile, int end) {
+        const int row = first_row + int(threadIdx.x) / 8, input = tile * kTileInputs + int(threadIdx.x) % 8 * 8;
+        const T* from = static_cast<const T*>(a.x) + row * a.row_stride + input;
         UNROLL for (int k = 0; k < kChunks; k++) {
-            const int i = int(threadIdx.x) + k * kLinearThreads;
-            const int row = first_row + i / 8, input = tile * kTileInputs + i % 8 * 8;
-            const bool is_wanted = tile < end && row < int(a.rows) && input < int(a.inputs);
-            const T* from = static_cast<const T*>(a.x) + row * a.row_stride + input;
-            chunks[k] = is_wanted ? load_whole<uint4>(from) : uint4{};
+            const bool is_wanted = tile < end && row + k * kRowsApart < int(a.rows) && input < int(a.inputs);
+            chunks[k] = is_wanted ? load_whole<uint4>(from + k * kRowsApart * a.row_stride) : uint4{};
         }
     }
 
     __device__ __forceinline__ void put(T* to) const {
-        UNROLL for (int k = 0; k < kChunks; k++) {
-            const int i = int(threadIdx.x) + k * kLinearThreads, row = i / 8;
-            const uint32_t pairs[4] = {chunks[k].x, chunks[k].y, chunks[k].z, chunks[k].w};
-            UNROLL for (int p = 0; p < 4; p++)
-                store_whole(to + swizzled(row, column_of(Run, i % 8 * 8 + 2 * p)), pairs[p]);
+        static_assert(kRowsApart % 8 == 0, "swizzled alike");
+        UNROLL for (int p = 0; p < 4; p++) {
+            const int column = column_of(Run, int(threadIdx.x) % 8 * 8 + 2 * p);
+            T* place = to + swizzled(int(threadIdx.x) / 8, column);
+            UNROLL for (int k = 0; k < kChunks; k++) {
+                const uint32_t pairs[4] = {chunks[k].x, chunks[k].y, chunks[k].z, chunks[k].w};
+                store_whole(place + k * kRowsApart * kGroupRow, pairs[p]);
+            }
         }
     }
 };
@@ -65,15 +67,20 @@ struct StagedRows {
 template <typename Weight, int Rows>
 __device__ __forceinline__ void sum_rows(float (&to)[Weight::kGroups + 1][Rows], const typename Weight::Element* x) {
     if constexpr (Weight::kGroups > 0) {
-        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
-        for (int n = int(threadIdx.x) / kWarpSize; n < Rows / 8; n += kLinearWarps) {
+        const int lane = int(threadIdx.x) % kWarpSize, warp = uniform(int(threadIdx.x) / kWarpSize), t = lane % 4;
+        UNROLL for (int k = 0; k < (Rows / 8 + kLinearWarps - 1) / kLinearWarps; k++) {
+            const int n = warp + k * kLinearWarps;
+            if (n >= Rows / 8) break;
             uint32_t right[kSteps][2];
             float of_x[Weight::kGroups + 1][4];
-            UNROLL for (int step = 0; step < kSteps; step++)
-                UNROLL for (int half = 0; half < 2; half++)
-                    right[step][half] = load_whole<uint32_t>(x + swizzled(n * 8 + g, 16 * step + 8 * half + 2 * t));
+            UNROLL for (int step = 0; step < kSteps; step += 2) {
+                uint32_t four[4];
+                load_matrices(four, x + swizzled(n * 8 + lane % 8, 16 * step + lane / 8 * 8));
+                right[step][0] = four[0], right[step][1] = four[1];
+                right[step + 1][0] = four[2], right[step + 1][1] = four[3];
+            }
             sum_groups<Weight>(right, of_x);
-            if (g > 0) continue;  // each row of the product is the same
+            if (lane >= 4) continue;  // each row of the product is the same
             UNROLL for (int group = 0; group < Weight::kGroups; group++)
                 UNROLL for (int i = 0; i < 2; i++) to[group][n * 8 + 2 * t + i] = of_x[group][i];
         }
