@@ -9,7 +9,7 @@ template <typename T, int Bits, int Group, bool HasOffset>
 struct QuantisedWeight {
     using Element = T;
     static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
-    static constexpr int kRun = kFormat.run(), kAhead = (Bits == 4 ? 3 : 2) - HasOffset, kPanels = 1;
+    static constexpr int kRun = kFormat.run(), kAhead = Bits == 4 ? 3 - HasOffset : Group == 32 ? 2 - HasOffset : 1, kPanels = 1;
     static constexpr int kScales = kFormat.groups(), kGroups = HasOffset ? kScales : 0;
     static constexpr int kCodeBytes = Bits * 4, kScaleBytes = kScales * 4;  // of a lane
     static constexpr int kSlotBytes = kWarpSize * (kCodeBytes + (HasOffset ? 2 : 1) * kScaleBytes);
