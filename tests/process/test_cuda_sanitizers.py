@@ -177,11 +177,23 @@ PLANTED = {
         "data race",
     ),
     "no barrier before other blocks' turns are added": Planted(
-        "linear", "linear_tile.h", "    else\n        meet_cluster();", "", "thread", "data race", "90"
+        "linear", "linear_few.h", "else\n                    meet_cluster();", ";", "thread", "data race", "90"
     ),
     "a block that leaves before its turns are added": Planted(
         "linear",
-        "linear_tile.h",
+        "linear_few.h",
+        "    if (warps < kTurns) meet_cluster();",
+        "",
+        MEMORY,
+        "heap-use-after-free",
+        "90",
+    ),
+    "no barrier before wgmma's sums of other blocks are added": Planted(
+        "linear", "linear_group.h", "else\n        meet_cluster();", ";", "thread", "data race", "90"
+    ),
+    "a block that leaves before its sums of wgmma are added": Planted(
+        "linear",
+        "linear_group.h",
         "    if (!is_alone) meet_cluster();",
         "",
         MEMORY,
@@ -358,8 +370,10 @@ HURRIED = [
     ("linear", "80", "linear_many.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
     ("paged_attention", "90", "attention_group.h", "tell_full<1>", "tell_full<2>"),
     ("paged_attention", "90", "attention_group.h", "        show_to_products();\n", ""),
-    ("linear", "90", "linear_group.h", "wait_for_products<0>(sums", "wait_for_products<1>(sums"),
-    ("linear", "90", "linear_group.h", "            begin_products(sums);\n", ""),
+    ("linear", "80", "linear_few.h", "wait_for_copies<kLeastSlots - 2>", "wait_for_copies<kLeastSlots - 1>"),
+    ("linear", "90", "linear_group.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
+    ("linear", "90", "linear_group.h", "wait_for_products<0>(product", "wait_for_products<1>(product"),
+    ("linear", "90", "linear_group.h", "            begin_products(product);\n", ""),
     ("paged_attention", "90", "attention_group.h", "wait_for_products<0>(s, q", "wait_for_products<1>(s, q"),
     (
         "paged_attention",

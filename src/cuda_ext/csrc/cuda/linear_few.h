@@ -166,7 +166,7 @@ int start_few(const char* name, const LinearRows& a, const Weight& weight, void*
     dim3 grid(at_most < processors ? at_most : processors, unsigned((a.rows + kRows - 1) / kRows));
     // A small matrix has fewer panels than the chip has processors: its turns are dealt out to several blocks each, where
     // there is enough to read.
-    if (chunks >= kLeastSlots && has_clusters<linear_kernel<Weight, Tiles>>())
+    if (chunks > 1 && has_clusters<linear_kernel<Weight, Tiles>>())
         while (grid.z < kMostInCluster && grid.x * grid.y * grid.z * 2 <= processors) grid.z *= 2;
     const int warps = kTurns / int(grid.z);
     const size_t of_slot = size_t(rows) * (width_of(warps) + kApart) * sizeof(T), of_parts = part_bytes(Tiles, warps);

@@ -44,6 +44,7 @@ SIZES = [
         (3, 7, 1),
         (9, 200, 50),
         (17, 576, 33),
+        (13, 5200, 40),
         (40, 72, 20),
         (150, 1104, 300),
     ]
@@ -183,7 +184,7 @@ def linear_quantised(
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(1, 64, 16), (2, 1120, 35), (11, 96, 20), (37, 200, 50), (70, 328, 150)],
+    [(1, 64, 16), (2, 1120, 35), (11, 96, 20), (13, 5200, 40), (37, 200, 50), (70, 328, 150)],
 )
 def test_linear_quantised(
     cuda: CudaLibrary,
