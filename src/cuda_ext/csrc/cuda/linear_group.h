@@ -1,18 +1,14 @@
-// The product for more than a few rows on sm_90a, included by linear_tile.h, with wgmma. A block is two warpgroups; each of
-// its eight warps has 16 outputs, whose weights come by cp.async, each lane's own into its own place, and go through
-// registers. Rows of x go through registers into shared memory, because a step of a product takes its 16 inputs from all
-// over a tile (quantised.h): a pair of elements lies where its step and lane look for it. One tile is multiplied, the next
-// one is there already, so that its groups are summed up, and the one behind it is put in its place.
+// The product for many rows on sm_90a, included by linear_tile.h: as linear_many.h, with wgmma. A block is two
+// warpgroups; each of its eight warps has 16 outputs, and their weights in registers as they do for few rows. Rows of x
+// go through registers into shared memory, because a step of a product takes its 16 inputs from all over a tile
+// (quantised.h): a pair of elements lies where its step and lane look for it. Two tiles take turns there, and the next
+// but one is on its way in registers.
 //
-// A cluster along z, of one block or more, shares the tiles out; its blocks' sums are added up in order. Tiles are added up
-// one after the other, not in turns as the other kernels do, and wgmma may round otherwise than mma.sync does inside of a
-// step: ``is_deterministic`` keeps to those.
+// Steps, groups and turns are those of the other two kernels, so sums differ only where wgmma rounds otherwise than
+// mma.sync does inside of a step, which no document rules out: ``is_deterministic`` keeps to mma.sync.
 #pragma once
 
 constexpr int kGroupOutputs = kLinearWarps * kTileOutputs;
-constexpr int kRowStages = 3;
-constexpr int kTilesOfPart = 16;  // that plain weights are summed up by before they are added to the rest
-constexpr unsigned kMostSharers = 8;
 
 // Where the tile's input goes: column_of(run, input_of(run, step, t, j)) is 16 · step + 2t + j % 2 + 8 · (j / 2).
 __host__ __device__ constexpr int column_of(int run, int input) {
@@ -22,177 +18,142 @@ __host__ __device__ constexpr int column_of(int run, int input) {
 
 template <typename Weight, int Rows>
 struct GroupShared {
-    static constexpr int kStages = Weight::kSlotBytes <= 1024 ? 6 : 4;  // of weights
-    struct Stages {
-        typename Weight::Element x[kRowStages][Rows * kGroupRow];
-        unsigned char weights[kStages][kLinearWarps][Weight::kSlotBytes];
-        float of_x[2][Weight::kGroups + 1][Rows];
-    };
+    typename Weight::Element x[2][Rows * kGroupRow];
+    float of_x[Weight::kGroups + 1][Rows];
     union {
-        Stages stages;
-        float out[Rows][kGroupOutputs + 4];  // rows begin in other banks
+        float totals[Rows / 8][4][kLinearThreads];  // of the turns before: each thread's own
+        float out[Rows][kGroupOutputs + 4];         // rows begin in other banks
     };
 };
 
-// Rows · 64 elements of x in registers, on their way to shared memory: of every kRowsApart-th row eight inputs.
+// Rows · 64 elements of x in registers, on their way to shared memory.
 template <typename T, int Run, int Rows>
 struct StagedRows {
-    static constexpr int kRowsApart = kLinearThreads / 8, kChunks = Rows / kRowsApart;
+    static constexpr int kChunks = Rows * 8 / kLinearThreads;  // of eight inputs
     uint4 chunks[kChunks];
 
-    // Zeros beyond the last row, input and tile.
-    __device__ __forceinline__ void ask(const LinearRows& a, int first_row, int tile, int end) {
-        const int row = first_row + int(threadIdx.x) / 8, input = tile * kTileInputs + int(threadIdx.x) % 8 * 8;
-        const T* from = static_cast<const T*>(a.x) + row * a.row_stride + input;
+    // Zeros beyond the last row and input.
+    __device__ __forceinline__ void ask(const LinearRows& a, int64_t first_row, int64_t tile) {
         UNROLL for (int k = 0; k < kChunks; k++) {
-            const bool is_wanted = tile < end && row + k * kRowsApart < int(a.rows) && input < int(a.inputs);
-            chunks[k] = is_wanted ? load_whole<uint4>(from + k * kRowsApart * a.row_stride) : uint4{};
+            const int i = int(threadIdx.x) + k * kLinearThreads;
+            const int64_t row = first_row + i / 8, input = tile * kTileInputs + i % 8 * 8;
+            const bool is_wanted = tile >= 0 && row < a.rows && input < a.inputs;
+            const T* from = static_cast<const T*>(a.x) + row * a.row_stride + input;
+            chunks[k] = is_wanted ? load_whole<uint4>(from) : uint4{};
         }
     }
 
     __device__ __forceinline__ void put(T* to) const {
-        static_assert(kRowsApart % 8 == 0, "swizzled alike");
-        UNROLL for (int p = 0; p < 4; p++) {
-            const int column = column_of(Run, int(threadIdx.x) % 8 * 8 + 2 * p);
-            T* place = to + swizzled(int(threadIdx.x) / 8, column);
-            UNROLL for (int k = 0; k < kChunks; k++) {
-                const uint32_t pairs[4] = {chunks[k].x, chunks[k].y, chunks[k].z, chunks[k].w};
-                store_whole(place + k * kRowsApart * kGroupRow, pairs[p]);
-            }
+        UNROLL for (int k = 0; k < kChunks; k++) {
+            const int i = int(threadIdx.x) + k * kLinearThreads, row = i / 8;
+            const uint32_t pairs[4] = {chunks[k].x, chunks[k].y, chunks[k].z, chunks[k].w};
+            UNROLL for (int p = 0; p < 4; p++)
+                store_whole(to + swizzled(row, column_of(Run, i % 8 * 8 + 2 * p)), pairs[p]);
         }
     }
 };
 
 // The sums of each group of x, a warp some rows: as sum_groups adds them.
 template <typename Weight, int Rows>
-__device__ __forceinline__ void sum_rows(float (&to)[Weight::kGroups + 1][Rows], const typename Weight::Element* x) {
-    if constexpr (Weight::kGroups > 0) {
-        const int lane = int(threadIdx.x) % kWarpSize, warp = uniform(int(threadIdx.x) / kWarpSize), t = lane % 4;
-        UNROLL for (int k = 0; k < (Rows / 8 + kLinearWarps - 1) / kLinearWarps; k++) {
-            const int n = warp + k * kLinearWarps;
-            if (n >= Rows / 8) break;
-            uint32_t right[kSteps][2];
-            float of_x[Weight::kGroups + 1][4];
-            UNROLL for (int step = 0; step < kSteps; step += 2) {
-                uint32_t four[4];
-                load_matrices(four, x + swizzled(n * 8 + lane % 8, 16 * step + lane / 8 * 8));
-                right[step][0] = four[0], right[step][1] = four[1];
-                right[step + 1][0] = four[2], right[step + 1][1] = four[3];
-            }
-            sum_groups<Weight>(right, of_x);
-            if (lane >= 4) continue;  // each row of the product is the same
-            UNROLL for (int group = 0; group < Weight::kGroups; group++)
-                UNROLL for (int i = 0; i < 2; i++) to[group][n * 8 + 2 * t + i] = of_x[group][i];
-        }
+__device__ __forceinline__ void sum_rows(GroupShared<Weight, Rows>& shared, const typename Weight::Element* x) {
+    const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
+    for (int n = int(threadIdx.x) / kWarpSize; n < Rows / 8; n += kLinearWarps) {
+        uint32_t right[kSteps][2];
+        float of_x[Weight::kGroups + 1][4];
+        UNROLL for (int step = 0; step < kSteps; step++)
+            UNROLL for (int half = 0; half < 2; half++)
+                right[step][half] = load_whole<uint32_t>(x + swizzled(n * 8 + g, 16 * step + 8 * half + 2 * t));
+        sum_groups<Weight>(right, of_x);
+        if (g > 0) continue;  // each row of the product is the same
+        UNROLL for (int group = 0; group < Weight::kGroups; group++)
+            UNROLL for (int i = 0; i < 2; i++) shared.of_x[group][n * 8 + 2 * t + i] = of_x[group][i];
     }
 }
 
 template <typename Weight, int Rows>
-__global__ void __launch_bounds__(kLinearThreads, Rows <= 64 ? 2 : 1) linear_group_kernel(LinearRows a, Weight weight) {
+__global__ void __launch_bounds__(kLinearThreads, 1) linear_group_kernel(LinearRows a, Weight weight) {
     static_assert(Weight::kGroups == 0 || Weight::kGroups == Weight::kScales, "sums of x are of the scaled groups");
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using T = typename Weight::Element;
-    using Shared = GroupShared<Weight, Rows>;
-    constexpr int kTiles = Rows / 8, kStages = Shared::kStages;
-    auto& shared = *reinterpret_cast<Shared*>(dynamic_shared());
-    auto& stages = shared.stages;
-    const int lane = int(threadIdx.x) % kWarpSize, warp = uniform(int(threadIdx.x) / kWarpSize), g = lane / 4, t = lane % 4;
-    const int first_row = int(blockIdx.x) * Rows;
-    const int64_t first_output = int64_t(blockIdx.y) * kGroupOutputs;
-    const int last_panel = int((a.outputs - 1) / kTileOutputs), my_panel = int(blockIdx.y) * kLinearWarps + warp;
-    const int panel = my_panel < last_panel ? my_panel : last_panel;
-    const int tiles = int(tiles_of(a.inputs)), blocks = int(gridDim.z), rank = int(blockIdx.z);
-    const int begin = rank * tiles / blocks, end = (rank + 1) * tiles / blocks;
+    constexpr int kTiles = Rows / 8;
+    auto& shared = *reinterpret_cast<GroupShared<Weight, Rows>*>(dynamic_shared());
+    const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, g = lane / 4, t = lane % 4;
+    const int64_t first_row = int64_t(blockIdx.x) * Rows, tiles = tiles_of(a.inputs);
+    const int64_t first_output = int64_t(blockIdx.y) * kGroupOutputs, last_panel = (a.outputs - 1) / kTileOutputs;
+    const int64_t my_panel = first_output / kTileOutputs + warp, panel = my_panel < last_panel ? my_panel : last_panel;
 
-    const auto fetch = [&](int tile, int stage) {
-        if (tile < end) weight.fetch(panel, tile, stages.weights[stage][warp]);
-        commit_copies();
-    };
-    UNROLL for (int i = 0; i + 1 < kStages; i++) fetch(begin + i, i);
+    float sums[kTiles][4] = {};
+    TileWalk here{tiles, 0}, ahead{tiles, 0};
     StagedRows<T, Weight::kRun, Rows> staged;
-    {
-        StagedRows<T, Weight::kRun, Rows> first;
-        first.ask(a, first_row, begin, end);
-        staged.ask(a, first_row, begin + 1, end);
-        first.put(stages.x[0]);
-        staged.put(stages.x[1]);
-    }
-    staged.ask(a, first_row, begin + 2, end);
-    if constexpr (Weight::kGroups > 0) {
-        __syncthreads();
-        sum_rows<Weight, Rows>(stages.of_x[0], stages.x[0]);
-    }
-
-    float sums[kTiles][4] = {}, product[kTiles][4] = {};
-    int stage = 0, x_stage = 0;
-    KEEP_LOOP for (int tile = begin; tile < end; tile++) {
+    staged.ask(a, first_row, 0);
+    staged.put(shared.x[0]);
+    ahead.advance();
+    staged.ask(a, first_row, ahead.tile);
+    typename Weight::Tile next = weight.load(panel, 0);
+    int stage = 0;
+    KEEP_LOOP while (here.tile >= 0) {
         show_to_products();
         __syncthreads();
-        const T* x = stages.x[x_stage];
-        const int parity = (tile - begin) % 2;
-        x_stage = x_stage + 1 < kRowStages ? x_stage + 1 : 0;
-        sum_rows<Weight, Rows>(stages.of_x[parity ^ 1], stages.x[x_stage]);
-        wait_for_copies<kStages - 2>();
-        const typename Weight::Tile mine = weight.take(stages.weights[stage][warp]);
-        fetch(tile + kStages - 1, stage > 0 ? stage - 1 : kStages - 1);
-        stage = stage + 1 < kStages ? stage + 1 : 0;
-        // While a product is under way.
-        const auto bring_rows = [&] {
-            staged.put(stages.x[x_stage + 1 < kRowStages ? x_stage + 1 : 0]);
-            staged.ask(a, first_row, tile + 3, end);
-        };
+        const T* x = shared.x[stage];
+        stage ^= 1;
+        staged.put(shared.x[stage]);
+        ahead.advance();
+        staged.ask(a, first_row, ahead.tile);
+        const typename Weight::Tile mine = next;
         uint32_t left[kSteps][4];
         weight.widen(mine, left);
+        const bool ends_turn = here.ends_turn(), is_first_turn = here.tile % kTurns == 0;
+        here.advance();
+        if (here.tile >= 0) next = weight.load(panel, here.tile);
         if constexpr (Weight::kScales == 0) {
-            begin_products(product);
-            UNROLL for (int step = 0; step < kSteps; step++) multiply_group(product, left[step], x, step, true);
+            begin_products(sums);
+            UNROLL for (int step = 0; step < kSteps; step++) multiply_group(sums, left[step], x, step, true);
             commit_products();
-            bring_rows();
-            wait_for_products<0>(product, left);
-            if (tile % kTilesOfPart + 1 == kTilesOfPart || tile + 1 == end) {
-                UNROLL for (int n = 0; n < kTiles; n++)
-                    UNROLL for (int i = 0; i < 4; i++) {
-                        sums[n][i] += product[n][i];
-                        product[n][i] = 0.0f;
-                    }
-            }
+            wait_for_products<0>(sums, left);
         } else {
             constexpr int kStepsOfGroup = kSteps / Weight::kScales;
             UNROLL for (int group = 0; group < Weight::kScales; group++) {
+                float product[kTiles][4];
                 begin_products(product);
                 UNROLL for (int step = 0; step < kStepsOfGroup; step++)
                     multiply_group(product, left[group * kStepsOfGroup + step], x, group * kStepsOfGroup + step, step > 0);
                 commit_products();
-                if (group == 0) bring_rows();
+                if constexpr (Weight::kGroups > 0) {
+                    if (group == 0) {
+                        sum_rows<Weight, Rows>(shared, x);
+                        __syncthreads();
+                    }
+                }
                 wait_for_products<0>(product, left);
                 UNROLL for (int n = 0; n < kTiles; n++) {
                     float of_x[4] = {};
-                    if constexpr (Weight::kGroups > 0) {
-                        const auto two = load_whole<uint2>(&stages.of_x[parity][group][n * 8 + 2 * t]);
-                        of_x[0] = of_x[2] = float_of(two.x), of_x[1] = of_x[3] = float_of(two.y);
-                    }
+                    if constexpr (Weight::kGroups > 0)
+                        UNROLL for (int i = 0; i < 4; i++) of_x[i] = shared.of_x[group][n * 8 + 2 * t + i % 2];
                     weight.add_group(mine, group, product[n], of_x, sums[n]);
                 }
             }
         }
+        if (ends_turn) {
+            UNROLL for (int n = 0; n < kTiles; n++)
+                UNROLL for (int i = 0; i < 4; i++) {
+                    float& total = shared.totals[n][i][threadIdx.x];
+                    total = is_first_turn ? sums[n][i] : total + sums[n][i];
+                    sums[n][i] = 0.0f;
+                }
+        }
     }
+    const float nothing = tiles < kTurns ? 0.0f : -0.0f;  // turns without a tile
+    UNROLL for (int n = 0; n < kTiles; n++)
+        UNROLL for (int i = 0; i < 4; i++) sums[n][i] = shared.totals[n][i][threadIdx.x] + nothing;
     __syncthreads();
     UNROLL for (int n = 0; n < kTiles; n++)
         UNROLL for (int i = 0; i < 4; i++)
             shared.out[n * 8 + 2 * t + i % 2][warp * kTileOutputs + g + i / 2 * 8] = sums[n][i];
-    const bool is_alone = blocks == 1;
-    if (is_alone)
-        __syncthreads();
-    else
-        meet_cluster();
-    for (int i = rank * kLinearThreads + int(threadIdx.x); i < Rows * kGroupOutputs; i += blocks * kLinearThreads) {
+    __syncthreads();
+    for (int i = int(threadIdx.x); i < Rows * kGroupOutputs; i += kLinearThreads) {
         const int row = i / kGroupOutputs, output = i % kGroupOutputs;
-        const float* mine = &shared.out[row][output];
-        float sum = is_alone ? *mine : *of_block(0, mine);
-        for (int other = 1; other < blocks; other++) sum += *of_block(other, mine);
-        store_sum<T>(a, first_row + row, first_output + output, sum);
+        store_sum<T>(a, first_row + row, first_output + output, shared.out[row][output]);
     }
-    if (!is_alone) meet_cluster();  // before a block's memory goes
 #else
     (void)a, (void)weight;
 #endif
@@ -201,14 +162,7 @@ __global__ void __launch_bounds__(kLinearThreads, Rows <= 64 ? 2 : 1) linear_gro
 template <int Rows, typename Weight>
 int start_group(const char* name, const LinearRows& a, const Weight& weight, dim3 grid, void* stream) {
     constexpr size_t kBytes = sizeof(GroupShared<Weight, Rows>);
-    constexpr unsigned kOfProcessor = Rows <= 64 ? 2 : 1;
-    const auto tiles = unsigned(tiles_of(a.inputs));
-    // Where there are fewer blocks than the chip can hold, several share out the inputs.
-    while (grid.z < kMostSharers && grid.z * kTilesOfPart / 2 <= tiles &&
-           grid.x * grid.y * grid.z * 2 <= kOfProcessor * unsigned(chip().processors))
-        grid.z *= 2;
-    return launch_clusters(name, linear_group_kernel<Weight, Rows>, grid, grid.z, kLinearThreads, kBytes, stream, a,
-                           weight);
+    return launch(name, linear_group_kernel<Weight, Rows>, grid, kLinearThreads, kBytes, stream, a, weight);
 }
 
 // Blocks of 64 rows where those of 128 would leave processors without one, or take more registers than there are.
@@ -217,7 +171,6 @@ int start_group(const char* name, const LinearRows& a, const Weight& weight, voi
     const auto grid = [&a](int64_t rows) {
         return dim3(unsigned((a.rows + rows - 1) / rows), unsigned((a.outputs + kGroupOutputs - 1) / kGroupOutputs));
     };
-    if (a.rows <= 32) return start_group<32>(name, a, weight, grid(32), stream);
     if constexpr (Weight::kGroups <= 2) {
         const dim3 large = grid(128);
         if (large.x * large.y >= unsigned(chip().processors)) return start_group<128>(name, a, weight, large, stream);

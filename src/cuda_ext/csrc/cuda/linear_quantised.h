@@ -117,11 +117,14 @@ struct QuantisedWeight {
 
     // A group's sum of products.
     __device__ __forceinline__ void add_group(const Tile& tile, int group, const float (&product)[4],
-                                              const float (&of_x)[4], float (&sums)[4]) const {
-        UNROLL for (int i = 0; i < 4; i++) {
-            sums[i] = fmaf(half_of(tile.scales[group], i / 2), product[i], sums[i]);
-            if constexpr (HasOffset) sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[i], sums[i]);
-        }
+                                              float (&sums)[4]) const {
+        UNROLL for (int i = 0; i < 4; i++) sums[i] = fmaf(half_of(tile.scales[group], i / 2), product[i], sums[i]);
+    }
+
+    // Of groups 2 · pair and 2 · pair + 1, each in two columns: multiply_floats' left side.
+    __device__ __forceinline__ void offsets_of(const Tile& tile, int pair, float (&a)[2]) const {
+        const uint32_t both = threadIdx.x % 4 < 2 ? tile.offsets[2 * pair] : tile.offsets[2 * pair + 1];
+        a[0] = half_of(both, 0), a[1] = half_of(both, 1);
     }
 
     __device__ __forceinline__ void add(const Tile& tile, const uint32_t (&a)[kSteps][4], const uint32_t (&x)[kSteps][2],
@@ -131,7 +134,10 @@ struct QuantisedWeight {
             float product[4] = {};
             UNROLL for (int step = group * kStepsOfGroup; step < (group + 1) * kStepsOfGroup; step++)
                 multiply_tile<T>(product, a[step], x[step]);
-            add_group(tile, group, product, of_x[HasOffset ? group : 0], sums);
+            add_group(tile, group, product, sums);
+            if constexpr (HasOffset)
+                UNROLL for (int i = 0; i < 4; i++)
+                    sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[group][i], sums[i]);
         }
     }
 };

@@ -14,7 +14,9 @@
 //   load(panel, tile)             → Tile
 //   widen(tile, a)                a[kSteps]: the left side's fragments
 //   add(tile, a, x, of_x, sums)   sums += the product with eight rows' fragments x[kSteps]; of_x[kGroups]: their sums
-//   add_group(tile, group, product, of_x, sums)   sums += a group's product, scaled
+//   add_group(tile, group, product, sums)         sums += a group's product, scaled
+//   fetch(panel, tile, slot), take(slot)          load, by way of kSlotBytes of shared memory
+//   offsets_of(tile, pair, a)     a: two groups' offsets, as linear_group.h multiplies them
 #pragma once
 
 #include "launch.h"

@@ -28,6 +28,29 @@ __device__ __forceinline__ void multiply_tile(float (&c)[4], const uint32_t (&a)
 #endif
 }
 
+// A float nearest to x that tf32 holds: of 11 bits.
+__device__ __forceinline__ float narrowed(float x) { return float_of((bits_of(x) + 0x1000) & 0xffffe000); }
+
+// c += a · b, m16n8k4 of what tf32 holds of floats, their first 11 bits: a[0]: row g, column t; a[1]: row g+8; b: column g,
+// row t.
+__device__ __forceinline__ void multiply_floats(float (&c)[4], const float (&a)[2], float b) {
+#if defined(__CUDACC__)
+    asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(b)));
+#else
+    const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
+    double sums[4] = {c[0], c[1], c[2], c[3]};
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++) {
+            const float left = __shfl_sync(kAllLanes, a[i / 2], 4 * g + k);
+            const float right = __shfl_sync(kAllLanes, b, 4 * (2 * t + i % 2) + k);
+            sums[i] += double(float_of(bits_of(left) & 0xffffe000)) * double(float_of(bits_of(right) & 0xffffe000));
+        }
+    for (int i = 0; i < 4; i++) c[i] = float(sums[i]);
+#endif
+}
+
 // Four 8 × 8 matrices of 16-bit elements from shared memory; lane i gives row i % 8 of matrix i / 8, 16 bytes at a
 // multiple of 16. Lane 4 · g + t gets columns 2t, 2t+1 of row g of each; transposed: row g and t change places.
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
