@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +36,14 @@ ROOT = Path(__file__).resolve().parents[1]
 _LIMIT_S = 540
 _LEAST_SERVING_S = 90
 """To write a model, load it and measure; a model is left out where fewer are left."""
-TESTS = (
-    "tests/unit/cuda_ext/cuda",
-    "tests/unit/workers/test_cuda_decoder.py",
-    "tests/unit/workers/test_cuda_runner.py",
-    "tests/unit/workers/test_cuda_sampler.py",
-    "tests/unit/workers/test_fp8_checkpoints.py",
+_TESTS = (
     "tests/process/test_cuda_serving.py",
+    "tests/unit/workers/test_cuda_*.py",
+    "tests/unit/workers/test_fp8_checkpoints.py",
+    "tests/unit/cuda_ext/cuda/test_*.py",
 )
+"""Those that take longest first."""
+_MOST_JOBS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,25 @@ def say(*parts: object) -> None:
 def run(*command: str, **environment: str) -> bool:
     say("$", " ".join(command))
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode == 0
+
+
+def test(library: Path) -> bool:
+    """A process a file, so that an error after which a chip does nothing more for a process ends no other's tests."""
+    jobs = max(1, min(_MOST_JOBS, (os.cpu_count() or 1) // 2))
+    files = [path for pattern in _TESTS for path in sorted(ROOT.glob(pattern))]
+    environment = {**os.environ, "SHOAL_CUDA_LIBRARY": str(library), "OMP_NUM_THREADS": "2"}
+
+    def passes(path: Path) -> bool:
+        command = (sys.executable, "-m", "pytest", "-q", str(path))
+        ended = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+        lines = ended.stdout.strip().splitlines() or [ended.stderr.strip()]
+        said = lines[-1] if ended.returncode == 0 else "\n" + ended.stdout + ended.stderr
+        say(f"{path.relative_to(ROOT)}: {said}")
+        return ended.returncode == 0
+
+    say(f"$ pytest, {jobs} at a time")
+    with ThreadPoolExecutor(jobs) as pool:
+        return all(list(pool.map(passes, files)))
 
 
 def build(chips: list[str]) -> bool:
@@ -384,8 +404,7 @@ def main() -> int:
     failed = [] if options.skip_build or build(chips) else ["build"]
     place = find_place()
     if not options.skip_tests:
-        named = str(place.library.path)
-        if not run(sys.executable, "-m", "pytest", "-q", *TESTS, SHOAL_CUDA_LIBRARY=named):
+        if not test(place.library.path):
             failed.append("tests")
         if not watch(place):
             failed.append("compute-sanitizer")

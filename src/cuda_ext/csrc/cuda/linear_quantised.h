@@ -9,10 +9,9 @@ template <typename T, int Bits, int Group, bool HasOffset>
 struct QuantisedWeight {
     using Element = T;
     static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
-    static constexpr int kRun = kFormat.run(), kAhead = Bits == 4 ? 3 - HasOffset : Group == 32 ? 2 - HasOffset : 1, kPanels = 1;
+    static constexpr int kRun = kFormat.run(), kAhead = Bits == 4 ? 3 : 2, kPanels = 1;
     static constexpr int kScales = kFormat.groups(), kGroups = HasOffset ? kScales : 0;
-    static constexpr int kCodeBytes = Bits * 4, kScaleBytes = kScales * 4;  // of a lane
-    static constexpr int kSlotBytes = kWarpSize * (kCodeBytes + (HasOffset ? 2 : 1) * kScaleBytes);
+    static constexpr int kSlotBytes = kFormat.tile_bytes();
 
     const uint8_t* panels;
     int tiles;  // of a panel
@@ -48,23 +47,11 @@ struct QuantisedWeight {
         return to;
     }
 
-    static __device__ __forceinline__ void fetch_scales(uint8_t* to, const uint8_t* from) {
-        if constexpr (kScales == 2)
-            copy_8_bytes(to, from, true);
-        else
-            copy_16_bytes(to, from, true);
-    }
-
-    // What load would bring, into shared memory.
     __device__ __forceinline__ void fetch(int panel, int tile, uint8_t* slot) const {
-        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4;
+        const int lane = int(threadIdx.x) % kWarpSize;
         const uint8_t* from = panels + uint64_t(uint32_t(panel * tiles + tile)) * kFormat.tile_bytes();
-        UNROLL for (int half = 0; half < Bits / 4; half++)
-            copy_16_bytes(slot + half * 512 + lane * 16, from + half * 512 + lane * 16, true);
-        uint8_t* mine = slot + kWarpSize * kCodeBytes + lane * kScaleBytes;
-        const uint8_t* scales = from + kFormat.code_bytes() + g * kScaleBytes;
-        fetch_scales(mine, scales);
-        if constexpr (HasOffset) fetch_scales(mine + kWarpSize * kScaleBytes, scales + kFormat.scale_bytes());
+        UNROLL for (int i = 0; i < kSlotBytes; i += 16 * kWarpSize)
+            if (i + lane * 16 < kSlotBytes) copy_16_bytes(slot + i + lane * 16, from + i + lane * 16, true);
     }
 
     static __device__ __forceinline__ void take_scales(uint32_t (&to)[kScales], const uint8_t* from) {
@@ -78,16 +65,16 @@ struct QuantisedWeight {
     }
 
     __device__ __forceinline__ Tile take(const uint8_t* slot) const {
-        const int lane = int(threadIdx.x) % kWarpSize;
+        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4;
         Tile to;
         UNROLL for (int half = 0; half < Bits / 4; half++) {
             const auto words = load_whole<uint4>(slot + half * 512 + lane * 16);
             to.codes[4 * half] = words.x, to.codes[4 * half + 1] = words.y;
             to.codes[4 * half + 2] = words.z, to.codes[4 * half + 3] = words.w;
         }
-        const uint8_t* mine = slot + kWarpSize * kCodeBytes + lane * kScaleBytes;
-        take_scales(to.scales, mine);
-        if constexpr (HasOffset) take_scales(to.offsets, mine + kWarpSize * kScaleBytes);
+        const uint8_t* scales = slot + kFormat.code_bytes() + g * kScales * 4;
+        take_scales(to.scales, scales);
+        if constexpr (HasOffset) take_scales(to.offsets, scales + kFormat.scale_bytes());
         return to;
     }
 
@@ -115,10 +102,18 @@ struct QuantisedWeight {
         return to_float(x);
     }
 
-    // A group's sum of products.
-    __device__ __forceinline__ void add_group(const Tile& tile, int group, const float (&product)[4],
-                                              float (&sums)[4]) const {
+    // A group's sum of products, without its offset.
+    __device__ __forceinline__ void scale_group(const Tile& tile, int group, const float (&product)[4],
+                                                float (&sums)[4]) const {
         UNROLL for (int i = 0; i < 4; i++) sums[i] = fmaf(half_of(tile.scales[group], i / 2), product[i], sums[i]);
+    }
+
+    __device__ __forceinline__ void add_group(const Tile& tile, int group, const float (&product)[4],
+                                              const float (&of_x)[4], float (&sums)[4]) const {
+        scale_group(tile, group, product, sums);
+        if constexpr (HasOffset)
+            UNROLL for (int i = 0; i < 4; i++)
+                sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[i], sums[i]);
     }
 
     // Of groups 2 · pair and 2 · pair + 1, each in two columns: multiply_floats' left side.
@@ -134,10 +129,7 @@ struct QuantisedWeight {
             float product[4] = {};
             UNROLL for (int step = group * kStepsOfGroup; step < (group + 1) * kStepsOfGroup; step++)
                 multiply_tile<T>(product, a[step], x[step]);
-            add_group(tile, group, product, sums);
-            if constexpr (HasOffset)
-                UNROLL for (int i = 0; i < 4; i++)
-                    sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[group][i], sums[i]);
+            add_group(tile, group, product, of_x[HasOffset ? group : 0], sums);
         }
     }
 };

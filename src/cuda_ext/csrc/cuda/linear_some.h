@@ -1,8 +1,8 @@
-// The product for more than a few rows on sm_90a, included by linear_tile.h, with wgmma. A block is two warpgroups; each of
-// its eight warps has 16 outputs, whose weights come by cp.async, each lane's own into its own place, and go through
-// registers. Rows of x go through registers into shared memory, because a step of a product takes its 16 inputs from all
-// over a tile (quantised.h): a pair of elements lies where its step and lane look for it. One tile is multiplied, the next
-// one is there already, so that its groups are summed up, and the one behind it is put in its place.
+// The product for 17 to 64 rows on sm_90a, included by linear_tile.h, with wgmma. A block is two warpgroups; each of its
+// eight warps has 16 outputs, whose weights come by cp.async and go through registers. Rows of x go through registers into
+// shared memory, because a step of a product takes its 16 inputs from all over a tile (quantised.h): a pair of elements
+// lies where its step and lane look for it. One tile is multiplied, the next one is there already, so that its groups are
+// summed up, and the one behind it is put in its place.
 //
 // A cluster along z, of one block or more, shares the tiles out; its blocks' sums are added up in order. Tiles are added up
 // one after the other, not in turns as the other kernels do, and wgmma may round otherwise than mma.sync does inside of a
@@ -12,13 +12,7 @@
 constexpr int kSomeOutputs = kLinearWarps * kTileOutputs;
 constexpr int kRowStages = 3;
 constexpr int kTilesOfPart = 16;  // that plain weights are summed up by before they are added to the rest
-constexpr unsigned kMostSharers = 8;
-
-// Where the tile's input goes: column_of(run, input_of(run, step, t, j)) is 16 · step + 2t + j % 2 + 8 · (j / 2).
-__host__ __device__ constexpr int column_of(int run, int input) {
-    const int span = 4 * run, step = input / span * (run / 4) + input % run / 4;
-    return 16 * step + input % span / run * 2 + input % 2 + input % 4 / 2 * 8;
-}
+constexpr unsigned kMostSharers = 8, kBlocksOfProcessor = 2;
 
 template <typename Weight, int Rows>
 struct SomeShared {
@@ -95,7 +89,8 @@ __device__ __forceinline__ void sum_some_rows(float (&to)[Weight::kGroups / 2 + 
 }
 
 template <typename Weight, int Rows>
-__global__ void __launch_bounds__(kLinearThreads, Rows <= 64 ? 2 : 1) linear_some_kernel(LinearRows a, Weight weight) {
+__global__ void __launch_bounds__(kLinearThreads, kBlocksOfProcessor)
+    linear_some_kernel(LinearRows a, Weight weight) {
     static_assert(Weight::kGroups == 0 || Weight::kGroups == Weight::kScales, "sums of x are of the scaled groups");
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using T = typename Weight::Element;
@@ -140,7 +135,9 @@ __global__ void __launch_bounds__(kLinearThreads, Rows <= 64 ? 2 : 1) linear_som
         x_stage = x_stage + 1 < kRowStages ? x_stage + 1 : 0;
         sum_some_rows<Weight, Rows>(stages.of_x[parity ^ 1], stages.x[x_stage]);
         wait_for_copies<kStages - 2>();
+        __syncwarp();
         const typename Weight::Tile mine = weight.take(stages.weights[stage][warp]);
+        __syncwarp();
         fetch(tile + kStages - 1, stage > 0 ? stage - 1 : kStages - 1);
         stage = stage + 1 < kStages ? stage + 1 : 0;
         // While a product is under way.
@@ -172,7 +169,7 @@ __global__ void __launch_bounds__(kLinearThreads, Rows <= 64 ? 2 : 1) linear_som
                 commit_products();
                 if (group == 0) bring_rows();
                 wait_for_products<0>(product, left);
-                UNROLL for (int n = 0; n < kTiles; n++) weight.add_group(mine, group, product[n], sums[n]);
+                UNROLL for (int n = 0; n < kTiles; n++) weight.scale_group(mine, group, product[n], sums[n]);
             }
             UNROLL for (int pair = 0; pair < Weight::kGroups / 2; pair++) {
                 float offsets[2];
@@ -205,28 +202,19 @@ __global__ void __launch_bounds__(kLinearThreads, Rows <= 64 ? 2 : 1) linear_som
 }
 
 template <int Rows, typename Weight>
-int start_some(const char* name, const LinearRows& a, const Weight& weight, dim3 grid, void* stream) {
+int start_some(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
     constexpr size_t kBytes = sizeof(SomeShared<Weight, Rows>);
-    constexpr unsigned kOfProcessor = Rows <= 64 ? 2 : 1;
+    dim3 grid(unsigned((a.rows + Rows - 1) / Rows), unsigned((a.outputs + kSomeOutputs - 1) / kSomeOutputs));
     const auto tiles = unsigned(tiles_of(a.inputs));
     // Where there are fewer blocks than the chip can hold, several share out the inputs.
     while (grid.z < kMostSharers && grid.z * kTilesOfPart / 2 <= tiles &&
-           grid.x * grid.y * grid.z * 2 <= kOfProcessor * unsigned(chip().processors))
+           grid.x * grid.y * grid.z * 2 <= kBlocksOfProcessor * unsigned(chip().processors))
         grid.z *= 2;
     return launch_clusters(name, linear_some_kernel<Weight, Rows>, grid, grid.z, kLinearThreads, kBytes, stream, a,
                            weight);
 }
 
-// Blocks of 64 rows where those of 128 would leave processors without one, or take more registers than there are.
 template <typename Weight>
 int start_some(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
-    const auto grid = [&a](int64_t rows) {
-        return dim3(unsigned((a.rows + rows - 1) / rows), unsigned((a.outputs + kSomeOutputs - 1) / kSomeOutputs));
-    };
-    if (a.rows <= 32) return start_some<32>(name, a, weight, grid(32), stream);
-    if constexpr (Weight::kGroups <= 2) {
-        const dim3 large = grid(128);
-        if (large.x * large.y >= unsigned(chip().processors)) return start_some<128>(name, a, weight, large, stream);
-    }
-    return start_some<64>(name, a, weight, grid(64), stream);
+    return a.rows <= 32 ? start_some<32>(name, a, weight, stream) : start_some<64>(name, a, weight, stream);
 }

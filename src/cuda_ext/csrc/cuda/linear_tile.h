@@ -14,9 +14,10 @@
 //   load(panel, tile)             → Tile
 //   widen(tile, a)                a[kSteps]: the left side's fragments
 //   add(tile, a, x, of_x, sums)   sums += the product with eight rows' fragments x[kSteps]; of_x[kGroups]: their sums
-//   add_group(tile, group, product, sums)         sums += a group's product, scaled
-//   fetch(panel, tile, slot), take(slot)          load, by way of kSlotBytes of shared memory
-//   offsets_of(tile, pair, a)     a: two groups' offsets, as linear_group.h multiplies them
+//   add_group(tile, group, product, of_x, sums)   sums += a group's product, scaled
+//   fetch(panel, tile, slot)      asks for what load brings, into kSlotBytes of shared memory, by the warp that then takes
+//   take(slot)                    → Tile, once the copies of all lanes are there
+//   offsets_of(tile, pair, a)     a: two groups' offsets, as linear_some.h multiplies them
 #pragma once
 
 #include "launch.h"
@@ -31,7 +32,6 @@ struct LinearRows {
     int64_t rows, inputs, outputs, row_stride, out_stride, out_dtype, is_deterministic;
 };
 
-constexpr int kFewRows = 16;
 constexpr int kTurns = 16;
 constexpr int kLinearWarps = 8;
 constexpr int kLinearThreads = kLinearWarps * kWarpSize;
@@ -76,12 +76,15 @@ __device__ __forceinline__ void load_row(uint32_t (&to)[kSteps][2], const T* row
     constexpr int kStepsOfRun = Run / 4;
     UNROLL for (int step = 0; step < kSteps; step += kStepsOfRun) {
         const T* from = row + input_of(Run, step, t, 0);
-        if constexpr (kStepsOfRun == 2) {
-            const auto words = load_whole<uint4>(from);
-            to[step][0] = words.x, to[step][1] = words.y, to[step + 1][0] = words.z, to[step + 1][1] = words.w;
-        } else {
+        if constexpr (kStepsOfRun == 1) {
             const auto words = load_whole<uint2>(from);
             to[step][0] = words.x, to[step][1] = words.y;
+        } else {
+            UNROLL for (int i = 0; i < kStepsOfRun; i += 2) {
+                const auto words = load_whole<uint4>(from + 4 * i);
+                to[step + i][0] = words.x, to[step + i][1] = words.y;
+                to[step + i + 1][0] = words.z, to[step + i + 1][1] = words.w;
+            }
         }
     }
 }
@@ -120,12 +123,15 @@ __device__ __forceinline__ void store_sum(const LinearRows& a, int64_t row, int6
 #include "linear_few.h"
 // TileWalk is there.
 #include "linear_many.h"
-// As it is for these.
+// column_of is there.
 #include "linear_group.h"
+#include "linear_some.h"
+
+constexpr int kFewRows = 16, kSomeRows = 64;
 
 template <typename Weight>
 int start_linear(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
     if (a.rows <= kFewRows || !has_whole_chunks<Weight>(a)) return start_few(name, a, weight, stream);
-    const bool takes_wgmma = has_wgmma() && !a.is_deterministic;
-    return takes_wgmma ? start_group(name, a, weight, stream) : start_many(name, a, weight, stream);
+    if (!has_wgmma() || a.is_deterministic) return start_many(name, a, weight, stream);
+    return a.rows <= kSomeRows ? start_some(name, a, weight, stream) : start_group(name, a, weight, stream);
 }
