@@ -1,42 +1,46 @@
 // The product for few rows, where reading the weight is what takes time, included by linear_tile.h. As many blocks as the
-// chip has processors walk the panels, each through as many, so that the weight's tiles keep coming, kAhead steps before
-// they are needed, in registers. A warp is a turn; in a step it does its tile of each of two panels, with the same inputs.
-// The rows of x are in shared memory, in chunks of a tile for each turn: all of them, or as many as there is room for,
-// which then come by in a ring.
+// chip has processors walk the panels, each through as many, so that the weight's tiles keep coming, several ahead, each
+// warp's own into its own ring in shared memory. A warp is a turn; where there is room, two sets of turns do a panel each.
+// Rows of x are in shared memory too, in chunks of a tile for each turn: all of them, or as many as there is room for,
+// which then come by in a ring. A panel's turns are added up while the next panel is multiplied.
 #pragma once
 
-constexpr int kAtOnce = 2;  // panels
-constexpr int kFewThreads = kTurns * kWarpSize;
 constexpr int kLeastSlots = 3;  // of chunks: two come while one is read
-constexpr int kApart = 32;      // elements between rows of a chunk: they begin in other banks
 constexpr unsigned kMostInCluster = 4;
 
-// Panels by twos, each time all chunks.
-struct FewWalk {
-    int panel, chunk, chunks;
-    __device__ __forceinline__ void advance() {
-        if (++chunk < chunks) return;
-        chunk = 0;
-        panel += kAtOnce;
+// Up to 8 rows, two sets of turns; up to 16, one, whose tiles come the earlier.
+template <int Tiles>
+constexpr int kMostSets = Tiles == 1 ? 2 : 1;
+template <typename Weight, int Tiles>
+constexpr int kInFlight = Tiles == 1 ? Weight::kAhead : 2 * Weight::kAhead - 1;
+
+// Elements of a chunk's row: a tile for each turn, and some so that rows begin in other banks.
+template <typename Weight>
+__host__ __device__ constexpr int width_of(int turns) {
+    return turns * kTileInputs + (Weight::kRun == 16 ? 8 : Weight::kRun == 8 ? 32 : 16);
+}
+
+// Where what a block has in shared memory begins, in bytes, and how much it is.
+template <typename Weight, int Tiles>
+struct FewPlaces {
+    size_t rings, sums_of_x, x, end;
+
+    __host__ __device__ FewPlaces(int sets, int turns, int rows, int slots) {
+        rings = 16 + size_t(2) * sets * turns * Tiles * 4 * kWarpSize * sizeof(float);
+        sums_of_x = rings + size_t(sets) * turns * kInFlight<Weight, Tiles> * Weight::kSlotBytes;
+        x = sums_of_x + size_t(slots) * sets * turns * Weight::kGroups * Tiles * kRowsOfTile * sizeof(float);
+        end = x + size_t(slots) * rows * width_of<Weight>(turns) * sizeof(typename Weight::Element);
     }
 };
 
-// Inputs of a chunk's row that a block of so many warps needs.
-__host__ __device__ constexpr int width_of(int warps) { return warps * kTileInputs; }
-
-__host__ __device__ constexpr size_t part_bytes(int tiles, int warps) {
-    return size_t(2) * kAtOnce * warps * tiles * 4 * kWarpSize * sizeof(float);
-}
-
-// Asks for ``width`` inputs from ``first`` on; zeros beyond the last one.
+// Asks for ``count`` inputs from ``first`` on of each row; zeros beyond the last one.
 template <typename T>
-__device__ __forceinline__ void fetch_chunk(const LinearRows& a, int64_t first_row, int rows, int64_t first, int width,
+__device__ __forceinline__ void fetch_chunk(const LinearRows& a, int first_row, int rows, int first, int count, int width,
                                             T* slot, bool is_aligned) {
-    for (int i = int(threadIdx.x); i < rows * (width / 8); i += int(blockDim.x)) {
-        const int row = i / (width / 8), column = i % (width / 8) * 8;
-        const int64_t input = first + column, left = a.inputs - input;
-        const T* from = static_cast<const T*>(a.x) + (first_row + row) * a.row_stride + input;
-        T* to = slot + row * (width + kApart) + column;
+    KEEP_LOOP for (int i = int(threadIdx.x); i < rows * (count / 8); i += int(blockDim.x)) {
+        const int row = i / (count / 8), column = i % (count / 8) * 8, left = int(a.inputs) - first - column;
+        const T* from = static_cast<const T*>(a.x) + (first_row + row) * a.row_stride + first + column;
+        T* to = slot + row * width + column;
         if (left <= 0 || (is_aligned && left >= 8)) {
             copy_16_bytes(to, left > 0 ? from : a.x, left > 0);
         } else {
@@ -45,146 +49,193 @@ __device__ __forceinline__ void fetch_chunk(const LinearRows& a, int64_t first_r
     }
 }
 
-// A cluster along z, of one block or more, does its share of the panels with up to 8 · Tiles rows. slots: of chunks.
+// A cluster along z, of one block or more, does its share of the panels with up to 8 · Tiles rows, ``most_rows`` of them.
+// slots: of chunks. has_barriers: those in shared memory.
 template <typename Weight, int Tiles>
-__global__ void __launch_bounds__(kFewThreads, 1) linear_kernel(LinearRows a, Weight weight, int slots, bool is_aligned) {
+__global__ void __launch_bounds__(kMostSets<Tiles> * kTurns * kWarpSize, 1)
+    linear_kernel(LinearRows a, Weight weight, int most_rows, int slots, bool is_aligned, bool has_barriers) {
     using T = typename Weight::Element;
+    using Tile = typename Weight::Tile;
     constexpr int kOfTurn = Tiles * 4 * kWarpSize;  // sums
+    constexpr int kDepth = kInFlight<Weight, Tiles>, kGroups = Weight::kGroups;
     const int lane = int(threadIdx.x) % kWarpSize, warp = uniform(int(threadIdx.x) / kWarpSize), g = lane / 4, t = lane % 4;
-    const int warps = int(blockDim.x) / kWarpSize, rank = int(blockIdx.z), turn = rank * warps + warp;
-    const int warp_bits = __ffs(warps) - 1;  // a power of two
+    const int blocks = int(gridDim.z), rank = int(blockIdx.z), turns = kTurns / blocks, threads = int(blockDim.x);
+    const int turn_bits = __ffs(turns) - 1, sets = threads / kWarpSize >> turn_bits;  // turns: a power of two
+    const int set = warp >> turn_bits, of_block_turn = warp & (turns - 1), turn = rank * turns + of_block_turn;
     const int64_t panels = (a.outputs + kTileOutputs - 1) / kTileOutputs;
     const int begin = int(blockIdx.x * panels / gridDim.x), end = int((blockIdx.x + 1) * panels / gridDim.x);
-    const int tiles = int(tiles_of(a.inputs)), chunks = (tiles + kTurns - 1) / kTurns, width = width_of(warps);
-    const int64_t first_row = int64_t(blockIdx.y) * Tiles * kRowsOfTile, rows_left = a.rows - first_row;
-    const int rows = int(rows_left < Tiles * kRowsOfTile ? rows_left : Tiles * kRowsOfTile);
-    auto* parts = reinterpret_cast<float*>(dynamic_shared());
-    auto* x = reinterpret_cast<T*>(dynamic_shared() + part_bytes(Tiles, warps));
-    const int of_slot = rows * (width + kApart);
+    const int tiles = int(tiles_of(a.inputs)), chunks = (tiles + kTurns - 1) / kTurns, width = width_of<Weight>(turns);
+    const int first_row = int(blockIdx.y) * most_rows, rows_left = int(a.rows) - first_row;
+    const int rows = rows_left < most_rows ? rows_left : most_rows;
+    const FewPlaces<Weight, Tiles> places(sets, turns, most_rows, slots);
+    unsigned char* const memory = dynamic_shared();
+    auto& barrier = *reinterpret_cast<Mbarrier*>(memory);
+    auto* parts = reinterpret_cast<float*>(memory + 16);
+    unsigned char* const ring = memory + places.rings + size_t(warp) * kDepth * Weight::kSlotBytes;
+    auto* sums_of_x = reinterpret_cast<float*>(memory + places.sums_of_x);
+    auto* x = reinterpret_cast<T*>(memory + places.x);
+    const bool is_alone = blocks == 1, is_split = is_alone && has_barriers;
+    if (is_split && threadIdx.x == 0) start_barrier(barrier, threads / kWarpSize);
 
-    const auto load = [&](typename Weight::Tile& to, const FewWalk& at, int p) {
-        const int tile = at.chunk * kTurns + turn;
-        if (at.panel + p < end && tile < tiles) to = weight.load(at.panel + p, tile);
+    int fetched_panel = begin + set, fetched_chunk = 0;
+    const auto fetch = [&](unsigned char* slot) {
+        const int tile = fetched_chunk * kTurns + turn;
+        if (fetched_panel < end && tile < tiles) weight.fetch(fetched_panel, tile, slot);
+        if (++fetched_chunk < chunks) return;
+        fetched_chunk = 0;
+        fetched_panel += sets;
     };
-    typename Weight::Tile ahead[Weight::kAhead][kAtOnce];
-    FewWalk here{begin, 0, chunks}, next = here;
-    UNROLL for (int i = 0; i < Weight::kAhead; i++, next.advance())
-        UNROLL for (int p = 0; p < kAtOnce; p++) load(ahead[i][p], next, p);
-
-    // Chunks are brought once where there is a slot for each, else for every step.
-    const int groups = (end - begin + kAtOnce - 1) / kAtOnce;
-    int to_fetch = slots == chunks ? chunks : groups * chunks, to_await = to_fetch;
-    int fetched_chunk = 0, fetched_slot = 0, slot = 0, buffer = 0;
-    const auto fetch = [&] {
-        if (to_fetch > 0) {
-            to_fetch--;
-            const int64_t first = (int64_t(fetched_chunk) * kTurns + rank * warps) * kTileInputs;
-            fetch_chunk(a, first_row, rows, first, width, x + fetched_slot * of_slot, is_aligned);
-            fetched_chunk = fetched_chunk + 1 < chunks ? fetched_chunk + 1 : 0;
-            fetched_slot = fetched_slot + 1 < slots ? fetched_slot + 1 : 0;
-        }
+    // Chunks are brought once where there is a slot for each, else for every panel.
+    const int groups = (end - begin + sets - 1) / sets, steps = groups * chunks;
+    int to_fetch = slots == chunks ? chunks : steps, to_await = to_fetch, x_chunk = 0, x_slot = 0;
+    const auto fetch_x = [&] {
+        if (to_fetch == 0) return;
+        to_fetch--;
+        fetch_chunk(a, first_row, rows, (x_chunk * kTurns + rank * turns) * kTileInputs, turns * kTileInputs, width,
+                    x + x_slot * most_rows * width, is_aligned);
+        x_chunk = x_chunk + 1 < chunks ? x_chunk + 1 : 0;
+        x_slot = x_slot + 1 < slots ? x_slot + 1 : 0;
+    };
+    KEEP_LOOP for (int i = 0; i + 1 < kLeastSlots; i++) fetch_x();
+    UNROLL for (int i = 0; i < kDepth; i++) {
+        fetch(ring + i * Weight::kSlotBytes);
         commit_copies();
-    };
-    UNROLL for (int i = 0; i < kLeastSlots - 1; i++) fetch();
+    }
 
-    float sums[kAtOnce][Tiles][4] = {};
-    KEEP_LOOP while (here.panel < end)
-        UNROLL for (int i = 0; i < Weight::kAhead; i++) {
-            if (here.panel >= end) break;
-            if (to_await > 0) {
-                to_await--;
-                wait_for_copies<kLeastSlots - 2>();
-                __syncthreads();
-                fetch();
+    // Until every warp has put its sums of group ``group`` into parts, and has added up those of the group before.
+    const auto meet = [&](int group) {
+        if (is_split)
+            wait_for_phase(barrier, group);
+        else if (is_alone)
+            __syncthreads();
+        else
+            meet_cluster();
+    };
+    const auto add_up = [&](int group) {
+        const float* mine = parts + group % 2 * sets * turns * kOfTurn;
+        // By turns, since there are more threads than sums.
+        const int shifted = (int(threadIdx.x) + group * 8 * kWarpSize) & (threads - 1);
+        for (int index = rank * threads + shifted; index < sets * kOfTurn; index += threads * blocks) {
+            const int of_set = index / kOfTurn, of_turn = index % kOfTurn;
+            const int n = of_turn / (4 * kWarpSize), from = of_turn / 4 % kWarpSize, k = of_turn % 4;
+            const int panel = begin + group * sets + of_set;
+            if (panel >= end) continue;
+            float sum = 0.0f;
+            UNROLL for (int w = 0; w < kTurns; w++) {
+                const float* theirs = is_alone ? mine : of_block(w >> turn_bits, mine);
+                const float part = theirs[(of_set * turns + (w & (turns - 1))) * kOfTurn + of_turn];
+                sum = w == 0 ? part : sum + part;
             }
-            if (here.chunk * kTurns + turn < tiles) {
-                uint32_t right[Tiles][kSteps][2];
-                float of_x[Tiles][Weight::kGroups + 1][4];
-                UNROLL for (int n = 0; n < Tiles; n++) {
-                    // What rows that are not there give is not looked at.
-                    const int row = n * kRowsOfTile + g < rows ? n * kRowsOfTile + g : rows - 1;
-                    const T* from = x + slot * of_slot + row * (width + kApart) + warp * kTileInputs;
-                    load_row<Weight::kRun>(right[n], from, t);
-                    sum_groups<Weight>(right[n], of_x[n]);
-                }
-                UNROLL for (int p = 0; p < kAtOnce; p++) {
-                    if (here.panel + p >= end) continue;
-                    uint32_t left[kSteps][4];
-                    weight.widen(ahead[i][p], left);
-                    UNROLL for (int n = 0; n < Tiles; n++)
-                        weight.add(ahead[i][p], left, right[n], of_x[n], sums[p][n]);
-                    load(ahead[i][p], next, p);
-                }
-            } else {
-                UNROLL for (int p = 0; p < kAtOnce; p++) load(ahead[i][p], next, p);
-            }
-            next.advance();
-            slot = slot + 1 < slots ? slot + 1 : 0;
-            if (here.chunk + 1 == chunks) {
-                // One barrier is enough: what is read behind it is written over behind the next one.
-                float* mine = parts + buffer * kAtOnce * warps * kOfTurn;
-                buffer ^= 1;
-                UNROLL for (int p = 0; p < kAtOnce; p++)
-                    UNROLL for (int n = 0; n < Tiles; n++) {
-                        float4 four;
-                        four.x = sums[p][n][0], four.y = sums[p][n][1], four.z = sums[p][n][2], four.w = sums[p][n][3];
-                        store_whole(mine + (p * warps + warp) * kOfTurn + (n * kWarpSize + lane) * 4, four);
-                        UNROLL for (int k = 0; k < 4; k++) sums[p][n][k] = 0.0f;
-                    }
-                const bool is_alone = warps == kTurns;
-                if (is_alone)
-                    __syncthreads();
-                else
-                    meet_cluster();
-                for (int index = rank * int(blockDim.x) + int(threadIdx.x); index < kAtOnce * kOfTurn;
-                     index += kFewThreads) {
-                    const int p = index / kOfTurn, of_turn = index % kOfTurn;
-                    const int n = of_turn / (4 * kWarpSize), from = of_turn / 4 % kWarpSize, k = of_turn % 4;
-                    const int64_t output = int64_t(here.panel + p) * kTileOutputs + from / 4 + k / 2 * 8;
-                    const int64_t row = first_row + n * kRowsOfTile + from % 4 * 2 + k % 2;
-                    float sum = 0.0f;
-                    UNROLL for (int w = 0; w < kTurns; w++) {
-                        const float* theirs = is_alone ? mine : of_block(w >> warp_bits, mine);
-                        const float part = theirs[(p * warps + (w & (warps - 1))) * kOfTurn + of_turn];
-                        sum = w == 0 ? part : sum + part;
-                    }
-                    if (here.panel + p < end) store_sum<T>(a, row, output, sum);
-                }
-            }
-            here.advance();
+            store_sum<T>(a, first_row + n * kRowsOfTile + from % 4 * 2 + k % 2,
+                         int64_t(panel) * kTileOutputs + from / 4 + k / 2 * 8, sum);
         }
-    if (warps < kTurns) meet_cluster();  // before a block's memory goes
+    };
+
+    float sums[Tiles][4] = {};
+    int chunk = 0, slot = 0, group = 0, depth = 0;
+    KEEP_LOOP for (int step = 0; step < steps; step++) {
+        const bool is_new = to_await > 0;
+        if (is_new) {
+            to_await--;
+            wait_for_copies<(kDepth > 1 ? 1 : 0)>();
+            __syncthreads();
+            fetch_x();
+        } else {
+            wait_for_copies<kDepth - 1>();
+            __syncwarp();
+        }
+        unsigned char* const place = ring + depth * Weight::kSlotBytes;
+        depth = depth + 1 < kDepth ? depth + 1 : 0;
+        const bool is_mine = chunk * kTurns + turn < tiles && begin + group * sets + set < end;
+        Tile mine;
+        if (is_mine) mine = weight.take(place);
+        __syncwarp();
+        fetch(place);
+        commit_copies();
+        if (is_mine) {
+            uint32_t left[kSteps][4];
+            weight.widen(mine, left);
+            const T* chunk_x = x + slot * most_rows * width + of_block_turn * kTileInputs;
+            float* of_chunk = sums_of_x + (slot * sets * turns + warp) * kGroups * Tiles * kRowsOfTile;
+            UNROLL for (int n = 0; n < Tiles; n++) {
+                // What rows that are not there give is not looked at.
+                const int row = n * kRowsOfTile + g < rows ? n * kRowsOfTile + g : rows - 1;
+                uint32_t right[kSteps][2];
+                float of_x[kGroups + 1][4];
+                load_row<Weight::kRun>(right, chunk_x + row * width, t);
+                if constexpr (kGroups > 0) {
+                    float* of_rows = of_chunk + n * kRowsOfTile + 2 * t;
+                    if (is_new) {
+                        sum_groups<Weight>(right, of_x);
+                        UNROLL for (int i = 0; i < kGroups; i++)
+                            if (g == 0)
+                                store_whole(of_rows + i * Tiles * kRowsOfTile,
+                                            uint2{bits_of(of_x[i][0]), bits_of(of_x[i][1])});
+                    } else {
+                        UNROLL for (int i = 0; i < kGroups; i++) {
+                            const auto two = load_whole<uint2>(of_rows + i * Tiles * kRowsOfTile);
+                            of_x[i][0] = of_x[i][2] = float_of(two.x), of_x[i][1] = of_x[i][3] = float_of(two.y);
+                        }
+                    }
+                }
+                weight.add(mine, left, right, of_x, sums[n]);
+            }
+        }
+        slot = slot + 1 < slots ? slot + 1 : 0;
+        if (++chunk < chunks) continue;
+        chunk = 0;
+        if (group > 0) meet(group - 1);
+        UNROLL for (int n = 0; n < Tiles; n++) {
+            float4 four;
+            four.x = sums[n][0], four.y = sums[n][1], four.z = sums[n][2], four.w = sums[n][3];
+            store_whole(parts + (group % 2 * sets * turns + warp) * kOfTurn + (n * kWarpSize + lane) * 4, four);
+            UNROLL for (int k = 0; k < 4; k++) sums[n][k] = 0.0f;
+        }
+        if (group > 0) add_up(group - 1);
+        if (is_split) {
+            __syncwarp();
+            if (lane == 0) arrive(barrier);
+        }
+        group++;
+    }
+    meet(group - 1);
+    add_up(group - 1);
+    if (!is_alone) meet_cluster();  // before a block's memory goes
 }
 
 template <int Tiles, typename Weight>
 int start_few(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
+    using Places = FewPlaces<Weight, Tiles>;
     using T = typename Weight::Element;
-    constexpr int64_t kRows = Tiles * kRowsOfTile;
-    const int64_t panels = (a.outputs + kTileOutputs - 1) / kTileOutputs, rows = a.rows < kRows ? a.rows : kRows;
+    const int64_t panels = (a.outputs + kTileOutputs - 1) / kTileOutputs;
     const int chunks = int((tiles_of(a.inputs) + kTurns - 1) / kTurns);
     const auto processors = unsigned(chip().processors), at_most = unsigned(panels);
-    dim3 grid(at_most < processors ? at_most : processors, unsigned((a.rows + kRows - 1) / kRows));
+    int most_rows = a.rows < Tiles * kRowsOfTile ? int(a.rows) : Tiles * kRowsOfTile;
+    const bool is_new = has_clusters<linear_kernel<Weight, Tiles>>();
+    dim3 grid(at_most < processors ? at_most : processors, unsigned((a.rows + most_rows - 1) / most_rows));
     // A small matrix has fewer panels than the chip has processors: its turns are dealt out to several blocks each, where
-    // there is enough to read.
-    if (chunks > 1 && has_clusters<linear_kernel<Weight, Tiles>>())
+    // there is more than a tile for each.
+    if (chunks > 1 && is_new)
         while (grid.z < kMostInCluster && grid.x * grid.y * grid.z * 2 <= processors) grid.z *= 2;
-    const int warps = kTurns / int(grid.z);
-    const size_t of_slot = size_t(rows) * (width_of(warps) + kApart) * sizeof(T), of_parts = part_bytes(Tiles, warps);
-    const int room = int((chip().shared_bytes - of_parts) / of_slot);
-    const int slots = chunks < room ? chunks : room;
-    return launch_clusters(name, linear_kernel<Weight, Tiles>, grid, grid.z, warps * kWarpSize, of_parts + slots * of_slot,
-                           stream, a, weight, slots, is_aligned<T>(a.x, a.row_stride));
-}
-
-// Whether a chunk's slots have room beside the sums of 8 · Tiles rows.
-template <int Tiles>
-bool has_room() {
-    const size_t of_slot = size_t(Tiles) * kRowsOfTile * (width_of(kTurns) + kApart) * sizeof(uint16_t);
-    return part_bytes(Tiles, kTurns) + kLeastSlots * of_slot <= chip().shared_bytes;
+    const int turns = kTurns / int(grid.z);
+    // All of x is better than two sets of turns, and these are better than one.
+    const auto slots_of = [&](int sets) {
+        const size_t none = Places(sets, turns, most_rows, 0).end, one = Places(sets, turns, most_rows, 1).end - none;
+        const int room = none < chip().shared_bytes ? int((chip().shared_bytes - none) / one) : 0;
+        return chunks < room ? chunks : room;
+    };
+    const auto suffices = [&](int slots) { return slots == chunks || slots >= kLeastSlots; };
+    int sets = kMostSets<Tiles>;
+    if (panels <= processors || (slots_of(sets) < chunks && (slots_of(1) == chunks || !suffices(slots_of(sets))))) sets = 1;
+    while (most_rows > 1 && !suffices(slots_of(sets))) most_rows = (most_rows + 1) / 2;
+    grid.y = unsigned((a.rows + most_rows - 1) / most_rows);
+    const int slots = slots_of(sets);
+    return launch_clusters(name, linear_kernel<Weight, Tiles>, grid, grid.z, sets * turns * kWarpSize,
+                           Places(sets, turns, most_rows, slots).end, stream, a, weight, most_rows, slots,
+                           is_aligned<T>(a.x, a.row_stride), is_new);
 }
 
 template <typename Weight>
 int start_few(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
-    return a.rows > kRowsOfTile && has_room<2>() ? start_few<2>(name, a, weight, stream)
-                                                 : start_few<1>(name, a, weight, stream);
+    return a.rows <= kRowsOfTile ? start_few<1>(name, a, weight, stream) : start_few<2>(name, a, weight, stream);
 }

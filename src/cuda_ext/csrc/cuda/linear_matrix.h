@@ -88,7 +88,8 @@ struct MatrixWeight {
 template <typename Weight>
 int start_matrix(const LinearArgs& a) {
     using Bits = typename Weight::Bits;
-    const bool is_aligned = ::is_aligned<Bits>(a.weight, a.weight_stride);
+    const auto place = reinterpret_cast<uintptr_t>(a.weight);
+    const bool is_aligned = (place | uintptr_t(a.weight_stride) * sizeof(Bits)) % Weight::kRunBytes == 0;
     const Weight weight{{static_cast<const Bits*>(a.weight), a.outputs, a.inputs, a.weight_stride, is_aligned}};
     const LinearRows rows{a.out,     a.x,          a.scales,     a.bias,      a.rows,            a.inputs,
                           a.outputs, a.row_stride, a.out_stride, a.out_dtype, a.is_deterministic};
