@@ -20,18 +20,29 @@ __host__ __device__ constexpr int width_of(int turns) {
     return turns * kTileInputs + (Weight::kRun == 16 ? 8 : Weight::kRun == 8 ? 32 : 16);
 }
 
-// Where what a block has in shared memory begins, in bytes, and how much it is.
-template <typename Weight, int Tiles>
-struct FewPlaces {
-    size_t rings, sums_of_x, x, end;
-
-    __host__ __device__ FewPlaces(int sets, int turns, int rows, int slots) {
-        rings = 16 + size_t(2) * sets * turns * Tiles * 4 * kWarpSize * sizeof(float);
-        sums_of_x = rings + size_t(sets) * turns * kInFlight<Weight, Tiles> * Weight::kSlotBytes;
-        x = sums_of_x + size_t(slots) * sets * turns * Weight::kGroups * Tiles * kRowsOfTile * sizeof(float);
-        end = x + size_t(slots) * rows * width_of<Weight>(turns) * sizeof(typename Weight::Element);
-    }
+// What the blocks of a launch are, worked out once; of shared memory, where in bytes what begins.
+struct FewShape {
+    int tiles, chunks, turns, turn_bits, sets;  // turns: of a block, a power of two
+    int most_rows, width, slots;                // of x: rows, elements of a chunk's row, chunks
+    int rings, sums_of_x, x, end;
+    int of_slot, sums_of_slot;  // elements, floats of a slot
+    bool has_barriers;          // in shared memory
 };
+
+template <typename Weight, int Tiles>
+FewShape few_shape(int64_t inputs, int sets, int turns, int rows, int slots) {
+    FewShape shape = {};
+    shape.tiles = int(tiles_of(inputs)), shape.chunks = (shape.tiles + kTurns - 1) / kTurns;
+    shape.turns = turns, shape.sets = sets, shape.most_rows = rows, shape.slots = slots;
+    while (1 << shape.turn_bits < turns) shape.turn_bits++;
+    shape.width = width_of<Weight>(turns), shape.of_slot = rows * shape.width;
+    shape.sums_of_slot = sets * turns * Weight::kGroups * Tiles * kRowsOfTile;
+    shape.rings = 16 + 2 * sets * turns * Tiles * 4 * kWarpSize * int(sizeof(float));
+    shape.sums_of_x = shape.rings + sets * turns * kInFlight<Weight, Tiles> * Weight::kSlotBytes;
+    shape.x = shape.sums_of_x + slots * shape.sums_of_slot * int(sizeof(float));
+    shape.end = shape.x + slots * shape.of_slot * int(sizeof(typename Weight::Element));
+    return shape;
+}
 
 // Asks for ``count`` inputs from ``first`` on of each row; zeros beyond the last one.
 template <typename T>
@@ -49,52 +60,49 @@ __device__ __forceinline__ void fetch_chunk(const LinearRows& a, int first_row, 
     }
 }
 
-// A cluster along z, of one block or more, does its share of the panels with up to 8 · Tiles rows, ``most_rows`` of them.
-// slots: of chunks. has_barriers: those in shared memory.
+// A cluster along z, of one block or more, does its share of the panels with up to 8 · Tiles rows.
 template <typename Weight, int Tiles>
 __global__ void __launch_bounds__(kMostSets<Tiles> * kTurns * kWarpSize, 1)
-    linear_kernel(LinearRows a, Weight weight, int most_rows, int slots, bool is_aligned, bool has_barriers) {
+    linear_kernel(LinearRows a, Weight weight, FewShape shape, bool is_aligned) {
     using T = typename Weight::Element;
     using Tile = typename Weight::Tile;
     constexpr int kOfTurn = Tiles * 4 * kWarpSize;  // sums
     constexpr int kDepth = kInFlight<Weight, Tiles>, kGroups = Weight::kGroups;
-    const int lane = int(threadIdx.x) % kWarpSize, warp = uniform(int(threadIdx.x) / kWarpSize), g = lane / 4, t = lane % 4;
-    const int blocks = int(gridDim.z), rank = int(blockIdx.z), turns = kTurns / blocks, threads = int(blockDim.x);
-    const int turn_bits = __ffs(turns) - 1, sets = threads / kWarpSize >> turn_bits;  // turns: a power of two
-    const int set = warp >> turn_bits, of_block_turn = warp & (turns - 1), turn = rank * turns + of_block_turn;
+    const int lane = int(threadIdx.x % kWarpSize), warp = uniform(int(threadIdx.x / kWarpSize)), g = lane / 4, t = lane % 4;
+    const int blocks = int(gridDim.z), rank = int(blockIdx.z), threads = int(blockDim.x);
+    const int sets = shape.sets, turns = shape.turns, set = warp >> shape.turn_bits, of_block_turn = warp & (turns - 1);
+    const int turn = uniform(rank * turns + of_block_turn), my_chunks = (shape.tiles - turn + kTurns - 1) / kTurns;
     const int64_t panels = (a.outputs + kTileOutputs - 1) / kTileOutputs;
     const int begin = int(blockIdx.x * panels / gridDim.x), end = int((blockIdx.x + 1) * panels / gridDim.x);
-    const int tiles = int(tiles_of(a.inputs)), chunks = (tiles + kTurns - 1) / kTurns, width = width_of<Weight>(turns);
-    const int first_row = int(blockIdx.y) * most_rows, rows_left = int(a.rows) - first_row;
-    const int rows = rows_left < most_rows ? rows_left : most_rows;
-    const FewPlaces<Weight, Tiles> places(sets, turns, most_rows, slots);
+    const int first_row = int(blockIdx.y) * shape.most_rows, rows_left = int(a.rows) - first_row;
+    const int rows = rows_left < shape.most_rows ? rows_left : shape.most_rows;
     unsigned char* const memory = dynamic_shared();
     auto& barrier = *reinterpret_cast<Mbarrier*>(memory);
     auto* parts = reinterpret_cast<float*>(memory + 16);
-    unsigned char* const ring = memory + places.rings + size_t(warp) * kDepth * Weight::kSlotBytes;
-    auto* sums_of_x = reinterpret_cast<float*>(memory + places.sums_of_x);
-    auto* x = reinterpret_cast<T*>(memory + places.x);
-    const bool is_alone = blocks == 1, is_split = is_alone && has_barriers;
+    unsigned char* const ring = memory + shape.rings + warp * (kDepth * Weight::kSlotBytes);
+    auto* sums_of_x = reinterpret_cast<float*>(memory + shape.sums_of_x) + warp * (kGroups * Tiles * kRowsOfTile) + 2 * t;
+    auto* x = reinterpret_cast<T*>(memory + shape.x);
+    const bool is_alone = blocks == 1, is_split = is_alone && shape.has_barriers;
     if (is_split && threadIdx.x == 0) start_barrier(barrier, threads / kWarpSize);
 
     int fetched_panel = begin + set, fetched_chunk = 0;
     const auto fetch = [&](unsigned char* slot) {
-        const int tile = fetched_chunk * kTurns + turn;
-        if (fetched_panel < end && tile < tiles) weight.fetch(fetched_panel, tile, slot);
-        if (++fetched_chunk < chunks) return;
+        if (fetched_panel < end && fetched_chunk < my_chunks)
+            weight.fetch(fetched_panel, fetched_chunk * kTurns + turn, slot);
+        if (++fetched_chunk < shape.chunks) return;
         fetched_chunk = 0;
         fetched_panel += sets;
     };
     // Chunks are brought once where there is a slot for each, else for every panel.
-    const int groups = (end - begin + sets - 1) / sets, steps = groups * chunks;
-    int to_fetch = slots == chunks ? chunks : steps, to_await = to_fetch, x_chunk = 0, x_slot = 0;
+    const int groups = (end - begin + sets - 1) / sets, steps = groups * shape.chunks;
+    int to_fetch = shape.slots == shape.chunks ? shape.chunks : steps, to_await = to_fetch, x_chunk = 0, x_slot = 0;
     const auto fetch_x = [&] {
         if (to_fetch == 0) return;
         to_fetch--;
-        fetch_chunk(a, first_row, rows, (x_chunk * kTurns + rank * turns) * kTileInputs, turns * kTileInputs, width,
-                    x + x_slot * most_rows * width, is_aligned);
-        x_chunk = x_chunk + 1 < chunks ? x_chunk + 1 : 0;
-        x_slot = x_slot + 1 < slots ? x_slot + 1 : 0;
+        fetch_chunk(a, first_row, rows, (x_chunk * kTurns + rank * turns) * kTileInputs, turns * kTileInputs, shape.width,
+                    x + x_slot * shape.of_slot, is_aligned);
+        x_chunk = x_chunk + 1 < shape.chunks ? x_chunk + 1 : 0;
+        x_slot = x_slot + 1 < shape.slots ? x_slot + 1 : 0;
     };
     KEEP_LOOP for (int i = 0; i + 1 < kLeastSlots; i++) fetch_x();
     UNROLL for (int i = 0; i < kDepth; i++) {
@@ -122,7 +130,7 @@ __global__ void __launch_bounds__(kMostSets<Tiles> * kTurns * kWarpSize, 1)
             if (panel >= end) continue;
             float sum = 0.0f;
             UNROLL for (int w = 0; w < kTurns; w++) {
-                const float* theirs = is_alone ? mine : of_block(w >> turn_bits, mine);
+                const float* theirs = is_alone ? mine : of_block(w >> shape.turn_bits, mine);
                 const float part = theirs[(of_set * turns + (w & (turns - 1))) * kOfTurn + of_turn];
                 sum = w == 0 ? part : sum + part;
             }
@@ -131,8 +139,15 @@ __global__ void __launch_bounds__(kMostSets<Tiles> * kTurns * kWarpSize, 1)
         }
     };
 
+    // What rows that are not there give is not looked at.
+    const T* row_x[Tiles];
+    UNROLL for (int n = 0; n < Tiles; n++) {
+        const int row = n * kRowsOfTile + g < rows ? n * kRowsOfTile + g : rows - 1;
+        row_x[n] = x + row * shape.width + of_block_turn * kTileInputs;
+    }
     float sums[Tiles][4] = {};
-    int chunk = 0, slot = 0, group = 0, depth = 0;
+    unsigned char* place = ring;
+    int chunk = 0, slot = 0, group = 0;
     KEEP_LOOP for (int step = 0; step < steps; step++) {
         const bool is_new = to_await > 0;
         if (is_new) {
@@ -144,27 +159,23 @@ __global__ void __launch_bounds__(kMostSets<Tiles> * kTurns * kWarpSize, 1)
             wait_for_copies<kDepth - 1>();
             __syncwarp();
         }
-        unsigned char* const place = ring + depth * Weight::kSlotBytes;
-        depth = depth + 1 < kDepth ? depth + 1 : 0;
-        const bool is_mine = chunk * kTurns + turn < tiles && begin + group * sets + set < end;
+        const bool is_mine = chunk < my_chunks && begin + group * sets + set < end;
         Tile mine;
         if (is_mine) mine = weight.take(place);
         __syncwarp();
         fetch(place);
         commit_copies();
+        place = place < ring + (kDepth - 1) * Weight::kSlotBytes ? place + Weight::kSlotBytes : ring;
         if (is_mine) {
             uint32_t left[kSteps][4];
             weight.widen(mine, left);
-            const T* chunk_x = x + slot * most_rows * width + of_block_turn * kTileInputs;
-            float* of_chunk = sums_of_x + (slot * sets * turns + warp) * kGroups * Tiles * kRowsOfTile;
+            float* of_chunk = sums_of_x + slot * shape.sums_of_slot;
             UNROLL for (int n = 0; n < Tiles; n++) {
-                // What rows that are not there give is not looked at.
-                const int row = n * kRowsOfTile + g < rows ? n * kRowsOfTile + g : rows - 1;
                 uint32_t right[kSteps][2];
                 float of_x[kGroups + 1][4];
-                load_row<Weight::kRun>(right, chunk_x + row * width, t);
+                load_row<Weight::kRun>(right, row_x[n] + slot * shape.of_slot, t);
                 if constexpr (kGroups > 0) {
-                    float* of_rows = of_chunk + n * kRowsOfTile + 2 * t;
+                    float* of_rows = of_chunk + n * kRowsOfTile;
                     if (is_new) {
                         sum_groups<Weight>(right, of_x);
                         UNROLL for (int i = 0; i < kGroups; i++)
@@ -181,8 +192,8 @@ __global__ void __launch_bounds__(kMostSets<Tiles> * kTurns * kWarpSize, 1)
                 weight.add(mine, left, right, of_x, sums[n]);
             }
         }
-        slot = slot + 1 < slots ? slot + 1 : 0;
-        if (++chunk < chunks) continue;
+        slot = slot + 1 < shape.slots ? slot + 1 : 0;
+        if (++chunk < shape.chunks) continue;
         chunk = 0;
         if (group > 0) meet(group - 1);
         UNROLL for (int n = 0; n < Tiles; n++) {
@@ -205,34 +216,35 @@ __global__ void __launch_bounds__(kMostSets<Tiles> * kTurns * kWarpSize, 1)
 
 template <int Tiles, typename Weight>
 int start_few(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
-    using Places = FewPlaces<Weight, Tiles>;
     using T = typename Weight::Element;
     const int64_t panels = (a.outputs + kTileOutputs - 1) / kTileOutputs;
     const int chunks = int((tiles_of(a.inputs) + kTurns - 1) / kTurns);
     const auto processors = unsigned(chip().processors), at_most = unsigned(panels);
-    int most_rows = a.rows < Tiles * kRowsOfTile ? int(a.rows) : Tiles * kRowsOfTile;
+    int rows = a.rows < Tiles * kRowsOfTile ? int(a.rows) : Tiles * kRowsOfTile;
     const bool is_new = has_clusters<linear_kernel<Weight, Tiles>>();
-    dim3 grid(at_most < processors ? at_most : processors, unsigned((a.rows + most_rows - 1) / most_rows));
+    dim3 grid(at_most < processors ? at_most : processors, unsigned((a.rows + rows - 1) / rows));
     // A small matrix has fewer panels than the chip has processors: its turns are dealt out to several blocks each, where
     // there is more than a tile for each.
     if (chunks > 1 && is_new)
         while (grid.z < kMostInCluster && grid.x * grid.y * grid.z * 2 <= processors) grid.z *= 2;
     const int turns = kTurns / int(grid.z);
-    // All of x is better than two sets of turns, and these are better than one.
+    const auto end_of = [&](int sets, int slots) {
+        return few_shape<Weight, Tiles>(a.inputs, sets, turns, rows, slots).end;
+    };
     const auto slots_of = [&](int sets) {
-        const size_t none = Places(sets, turns, most_rows, 0).end, one = Places(sets, turns, most_rows, 1).end - none;
-        const int room = none < chip().shared_bytes ? int((chip().shared_bytes - none) / one) : 0;
+        const int none = end_of(sets, 0), room = (int(chip().shared_bytes) - none) / (end_of(sets, 1) - none);
         return chunks < room ? chunks : room;
     };
-    const auto suffices = [&](int slots) { return slots == chunks || slots >= kLeastSlots; };
+    const auto suffices = [&](int sets) { return slots_of(sets) == chunks || slots_of(sets) >= kLeastSlots; };
+    // All of x is better than two sets of turns, and these are better than one.
     int sets = kMostSets<Tiles>;
-    if (panels <= processors || (slots_of(sets) < chunks && (slots_of(1) == chunks || !suffices(slots_of(sets))))) sets = 1;
-    while (most_rows > 1 && !suffices(slots_of(sets))) most_rows = (most_rows + 1) / 2;
-    grid.y = unsigned((a.rows + most_rows - 1) / most_rows);
-    const int slots = slots_of(sets);
-    return launch_clusters(name, linear_kernel<Weight, Tiles>, grid, grid.z, sets * turns * kWarpSize,
-                           Places(sets, turns, most_rows, slots).end, stream, a, weight, most_rows, slots,
-                           is_aligned<T>(a.x, a.row_stride), is_new);
+    if (panels <= processors || !suffices(sets) || (slots_of(sets) < chunks && slots_of(1) == chunks)) sets = 1;
+    while (rows > 1 && !suffices(sets)) rows = (rows + 1) / 2;
+    grid.y = unsigned((a.rows + rows - 1) / rows);
+    FewShape shape = few_shape<Weight, Tiles>(a.inputs, sets, turns, rows, slots_of(sets));
+    shape.has_barriers = is_new;
+    return launch_clusters(name, linear_kernel<Weight, Tiles>, grid, grid.z, sets * turns * kWarpSize, size_t(shape.end),
+                           stream, a, weight, shape, is_aligned<T>(a.x, a.row_stride));
 }
 
 template <typename Weight>

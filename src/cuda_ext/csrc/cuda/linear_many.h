@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kLinearThreads, 1) linear_many_kernel(LinearRo
     using T = typename Weight::Element;
     constexpr int kPanels = Weight::kPanels;
     auto& shared = *reinterpret_cast<ManyShared<Weight>*>(dynamic_shared());
-    const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, g = lane / 4, t = lane % 4;
+    const int lane = int(threadIdx.x % kWarpSize), warp = int(threadIdx.x / kWarpSize), g = lane / 4, t = lane % 4;
     const int64_t first_row = int64_t(blockIdx.x) * kBlockRows, tiles = tiles_of(a.inputs);
     const int64_t panel = (int64_t(blockIdx.y) * kLinearWarps + warp) * kPanels;
     const int64_t last_panel = (a.outputs - 1) / kTileOutputs;

@@ -23,7 +23,7 @@ struct MatrixWeight {
     };
 
     __device__ __forceinline__ Tile load(int64_t panel, int64_t tile) const {
-        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
+        const int lane = int(threadIdx.x % kWarpSize), g = lane / 4, t = lane % 4;
         Tile to = {};
         UNROLL for (int high = 0; high < 2; high++) {
             const int64_t output = panel * kTileOutputs + g + high * 8;
@@ -37,7 +37,7 @@ struct MatrixWeight {
     }
 
     __device__ __forceinline__ void fetch(int panel, int tile, uint8_t* slot) const {
-        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
+        const int lane = int(threadIdx.x % kWarpSize), g = lane / 4, t = lane % 4;
         UNROLL for (int high = 0; high < 2; high++) {
             const int output = panel * kTileOutputs + g + high * 8;
             const Bits* row = weight + output * stride;
@@ -57,7 +57,7 @@ struct MatrixWeight {
     }
 
     __device__ __forceinline__ Tile take(const uint8_t* slot) const {
-        const int lane = int(threadIdx.x) % kWarpSize;
+        const int lane = int(threadIdx.x % kWarpSize);
         Tile to;
         UNROLL for (int high = 0; high < 2; high++)
             UNROLL for (int run = 0; run < kRuns; run++) {

@@ -33,7 +33,7 @@ struct QuantisedWeight {
     }
 
     __device__ __forceinline__ Tile load(int panel, int tile) const {
-        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4;
+        const int lane = int(threadIdx.x % kWarpSize), g = lane / 4;
         const uint8_t* from = panels + uint64_t(uint32_t(panel * tiles + tile)) * kFormat.tile_bytes();
         Tile to;
         UNROLL for (int half = 0; half < Bits / 4; half++) {
@@ -48,7 +48,7 @@ struct QuantisedWeight {
     }
 
     __device__ __forceinline__ void fetch(int panel, int tile, uint8_t* slot) const {
-        const int lane = int(threadIdx.x) % kWarpSize;
+        const int lane = int(threadIdx.x % kWarpSize);
         const uint8_t* from = panels + uint64_t(uint32_t(panel * tiles + tile)) * kFormat.tile_bytes();
         UNROLL for (int i = 0; i < kSlotBytes; i += 16 * kWarpSize)
             if (i + lane * 16 < kSlotBytes) copy_16_bytes(slot + i + lane * 16, from + i + lane * 16, true);
@@ -65,7 +65,7 @@ struct QuantisedWeight {
     }
 
     __device__ __forceinline__ Tile take(const uint8_t* slot) const {
-        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4;
+        const int lane = int(threadIdx.x % kWarpSize), g = lane / 4;
         Tile to;
         UNROLL for (int half = 0; half < Bits / 4; half++) {
             const auto words = load_whole<uint4>(slot + half * 512 + lane * 16);

@@ -62,7 +62,7 @@ template <typename Weight, int Rows>
 __device__ __forceinline__ void sum_some_rows(float (&to)[Weight::kGroups / 2 + 1][Rows][4],
                                          const typename Weight::Element* x) {
     if constexpr (Weight::kGroups > 0) {
-        const int lane = int(threadIdx.x) % kWarpSize, warp = uniform(int(threadIdx.x) / kWarpSize), t = lane % 4;
+        const int lane = int(threadIdx.x % kWarpSize), warp = uniform(int(threadIdx.x / kWarpSize)), t = lane % 4;
         UNROLL for (int k = 0; k < (Rows / 8 + kLinearWarps - 1) / kLinearWarps; k++) {
             const int n = warp + k * kLinearWarps;
             if (n >= Rows / 8) break;
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kLinearThreads, kBlocksOfProcessor)
     constexpr int kTiles = Rows / 8, kStages = Shared::kStages;
     auto& shared = *reinterpret_cast<Shared*>(dynamic_shared());
     auto& stages = shared.stages;
-    const int lane = int(threadIdx.x) % kWarpSize, warp = uniform(int(threadIdx.x) / kWarpSize), g = lane / 4, t = lane % 4;
+    const int lane = int(threadIdx.x % kWarpSize), warp = uniform(int(threadIdx.x / kWarpSize)), g = lane / 4, t = lane % 4;
     const int first_row = int(blockIdx.x) * Rows;
     const int64_t first_output = int64_t(blockIdx.y) * kSomeOutputs;
     const int last_panel = int((a.outputs - 1) / kTileOutputs), my_panel = int(blockIdx.y) * kLinearWarps + warp;
