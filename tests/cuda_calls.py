@@ -65,8 +65,11 @@ def embed(random: torch.Generator) -> list[Call]:
 
 def linear(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
     """Few rows, and many; of a plain weight and of an fp8 one."""
-    x, weight = torch.randn(70, 704, generator=random).to(BF16), torch.randn(35, 704, generator=random).to(BF16)
-    sizes = {"inputs": 704, "outputs": 35, "row_stride": 704, "weight_stride": 704, "out_stride": 35}
+    x, weight = (
+        torch.randn(70, 1408, generator=random).to(BF16),
+        torch.randn(35, 1408, generator=random).to(BF16),
+    )
+    sizes = {"inputs": 1408, "outputs": 35, "row_stride": 1408, "weight_stride": 1408, "out_stride": 35}
     kinds = {"dtype": 1, "out_dtype": 1, "is_deterministic": is_deterministic}
     plain = {"weight": weight, "weight_dtype": 1}
     narrow = {

@@ -204,11 +204,23 @@ PLANTED = {
         "data race",
     ),
     "no barrier before other blocks' turns are added": Planted(
-        "linear", "linear_tile.h", "    else\n        meet_cluster();", "", "thread", "data race", "90"
+        "linear", "linear_few.h", "else\n                    meet_cluster();", ";", "thread", "data race", "90"
     ),
     "a block that leaves before its turns are added": Planted(
         "linear",
-        "linear_tile.h",
+        "linear_few.h",
+        "    if (warps < kTurns) meet_cluster();",
+        "",
+        MEMORY,
+        "heap-use-after-free",
+        "90",
+    ),
+    "no barrier before wgmma's sums of other blocks are added": Planted(
+        "linear", "linear_group.h", "else\n        meet_cluster();", ";", "thread", "data race", "90"
+    ),
+    "a block that leaves before its sums of wgmma are added": Planted(
+        "linear",
+        "linear_group.h",
         "    if (!is_alone) meet_cluster();",
         "",
         MEMORY,
@@ -434,10 +446,12 @@ HURRIED = [
         "        wait_for_copies<Later>();\n        show_to_products();\n",
         "        wait_for_copies<Later>();\n",
     ),
-    ("linear", "90", "linear_group.h", "wait_for_products<0>(sums", "wait_for_products<1>(sums"),
-    ("linear", "90", "linear_group.h", "            begin_products(sums);\n", ""),
     ("paged_attention", "90", "attention_group.h", "wait_for_products<0>(s);", "wait_for_products<1>(s);"),
     ("paged_attention", "90", "attention_group.h", "wait_for_products<1>(s);", "wait_for_products<2>(s);"),
+    ("linear", "80", "linear_few.h", "wait_for_copies<kLeastSlots - 2>", "wait_for_copies<kLeastSlots - 1>"),
+    ("linear", "90", "linear_group.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
+    ("linear", "90", "linear_group.h", "wait_for_products<0>(product", "wait_for_products<1>(product"),
+    ("linear", "90", "linear_group.h", "            begin_products(product);\n", ""),
     (
         "paged_attention",
         "90",

@@ -57,6 +57,17 @@ __device__ __forceinline__ void begin_kernel() {
 #endif
 }
 
+// (word & mask) | more, in one instruction also where both are constants.
+__device__ __forceinline__ uint32_t take_bits(uint32_t word, uint32_t mask, uint32_t more) {
+#if defined(__CUDACC__)
+    uint32_t bits;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(word), "r"(mask), "r"(more));
+    return bits;
+#else
+    return (word & mask) | more;
+#endif
+}
+
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 

@@ -7,7 +7,7 @@ namespace {
 template <typename T>
 struct PlainWeight : MatrixWeight<T, uint16_t> {
     using typename MatrixWeight<T, uint16_t>::Tile;
-    static constexpr int kAhead = 2, kPanels = 2;
+    static constexpr int kAhead = 1, kPanels = 2;
 
     __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
         UNROLL for (int step = 0; step < kSteps; step++)

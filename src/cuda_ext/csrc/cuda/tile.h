@@ -28,6 +28,29 @@ __device__ __forceinline__ void multiply_tile(float (&c)[4], const uint32_t (&a)
 #endif
 }
 
+// A float nearest to x that tf32 holds: of 11 bits.
+__device__ __forceinline__ float narrowed(float x) { return float_of((bits_of(x) + 0x1000) & 0xffffe000); }
+
+// c += a · b, m16n8k4 of what tf32 holds of floats, their first 11 bits: a[0]: row g, column t; a[1]: row g+8; b: column g,
+// row t.
+__device__ __forceinline__ void multiply_floats(float (&c)[4], const float (&a)[2], float b) {
+#if defined(__CUDACC__)
+    asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(b)));
+#else
+    const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
+    double sums[4] = {c[0], c[1], c[2], c[3]};
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++) {
+            const float left = __shfl_sync(kAllLanes, a[i / 2], 4 * g + k);
+            const float right = __shfl_sync(kAllLanes, b, 4 * (2 * t + i % 2) + k);
+            sums[i] += double(float_of(bits_of(left) & 0xffffe000)) * double(float_of(bits_of(right) & 0xffffe000));
+        }
+    for (int i = 0; i < 4; i++) c[i] = float(sums[i]);
+#endif
+}
+
 // Four 8 × 8 matrices of 16-bit elements from shared memory; lane i gives row i % 8 of matrix i / 8, 16 bytes at a
 // multiple of 16. Lane 4 · g + t gets columns 2t, 2t+1 of row g of each; transposed: row g and t change places.
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
@@ -77,6 +100,17 @@ __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, bool i
 #endif
 }
 
+// The same of 8 bytes.
+__device__ __forceinline__ void copy_8_bytes(void* to, const void* from, bool is_wanted) {
+#if defined(__CUDACC__)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
+                 "l"(from), "r"(is_wanted ? 8 : 0)
+                 : "memory");
+#else
+    emulation::copy_later({to, is_wanted ? from : nullptr, 8});
+#endif
+}
+
 // Ends a group of copies of this thread.
 __device__ __forceinline__ void commit_copies() {
 #if defined(__CUDACC__)
@@ -92,8 +126,12 @@ __device__ __forceinline__ void wait_for_copies() {
 #if defined(__CUDACC__)
     asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 #else
-    while (const emulation::Copy* copy = emulation::copy_due(Groups))
-        store_whole(copy->to, copy->from ? load_whole<uint4>(copy->from) : uint4{});
+    while (const emulation::Copy* copy = emulation::copy_due(Groups)) {
+        if (copy->bytes == 8)
+            store_whole(copy->to, copy->from ? load_whole<uint2>(copy->from) : uint2{});
+        else
+            store_whole(copy->to, copy->from ? load_whole<uint4>(copy->from) : uint4{});
+    }
 #endif
 }
 
@@ -320,6 +358,14 @@ constexpr int kEightRows = 8 * kGroupRow * 2 >> 4;
 
 #define SUMS_OF(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
 #define SUMS_OF_4(n) SUMS_OF(n), SUMS_OF(n + 1), SUMS_OF(n + 2), SUMS_OF(n + 3)
+#define PRODUCT_OF_32(type, across)                                                                                       \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %21, 0;\n"                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {"                                      \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"                                \
+                 "}, {%16, %17, %18, %19}, %20, adds, 1, 1, " across ";\n}"                                            \
+                 : SUMS_OF_4(0)                                                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(int(adds))                         \
+                 : "memory")
 #define PRODUCT_64(type, operands, adds_at, ...)                                                                       \
     asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, " adds_at ", 0;\n"                                            \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                      \
@@ -351,13 +397,18 @@ constexpr int kEightRows = 8 * kGroupRow * 2 >> 4;
 template <typename T, int Tiles>
 __device__ __forceinline__ void multiply_group(float (&c)[Tiles][4], const uint32_t (&a)[4], const T* rows, int step,
                                                bool adds) {
-    static_assert(Tiles == 8 || Tiles == 16, "a wgmma of 64 or 128 columns");
+    static_assert(Tiles == 4 || Tiles == 8 || Tiles == 16, "a wgmma of 32, 64 or 128 columns");
 #if !defined(__CUDACC__)
     emulation::multiply_later(
         {&c[0][0], a, nullptr, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, 0, adds, std::is_same_v<T, bf16>});
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
     const uint64_t descriptor = descriptor_of(rows, 1, kEightRows) + 2 * uint64_t(step);
-    if constexpr (Tiles == 8) {
+    if constexpr (Tiles == 4) {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_OF_32("bf16", "0");
+        else
+            PRODUCT_OF_32("f16", "0");
+    } else if constexpr (Tiles == 8) {
         if constexpr (std::is_same_v<T, bf16>)
             PRODUCT_OF_64("bf16", "0");
         else

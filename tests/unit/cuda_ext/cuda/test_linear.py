@@ -45,7 +45,9 @@ SIZES = [
         (3, 7, 1),
         (9, 200, 50),
         (17, 576, 33),
+        (13, 5200, 40),
         (40, 72, 20),
+        (60, 1104, 20),
         (150, 1104, 300),
     ]
     for is_aligned in (True, False)
@@ -193,7 +195,7 @@ def linear_quantised(
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(1, 64, 16), (2, 1120, 35), (11, 96, 20), (37, 200, 50), (70, 328, 150), (66, 1000, 70)],
+    [(1, 64, 16), (2, 1120, 35), (11, 96, 20), (13, 5200, 40), (37, 1120, 50), (70, 328, 150), (66, 1000, 70)],
 )
 def test_linear_quantised(
     cuda: CudaLibrary,
@@ -215,6 +217,9 @@ def test_linear_quantised(
     for out_dtype, rounding in ((torch.float32, 0.0), (dtype, one_rounding(dtype))):
         error = (linear_quantised(cuda, x, panels, groups, bias, out_dtype) - truth).abs()
         assert (error <= 1e-6 * size + 1e-6 + rounding * truth.abs()).all()
+    if rows <= 64:
+        own = linear_quantised(cuda, x, panels, groups, bias, is_deterministic=False)
+        assert ((own - truth).abs() <= 1e-6 * size + 1e-6).all()
     # cuBLAS has weights, and adds a bias, that are rounded.
     by_library = linear_quantised(cuda, x, panels, groups, bias, dtype, is_deterministic=False)
     error, rounding = (by_library - truth).abs(), one_rounding(dtype)

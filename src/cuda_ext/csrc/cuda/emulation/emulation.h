@@ -48,10 +48,11 @@ constexpr int kWarp = 32;
 constexpr int kMostColumns = 256;  // of a product of wgmma
 constexpr uint16_t kNan = 0x7fff;  // in bfloat16 and in half precision
 
-// A copy that cp.async has been asked for, 16 bytes or zeros.
+// A copy that cp.async has been asked for, 16 or 8 bytes or zeros.
 struct Copy {
     void* to;
     const void* from;
+    int bytes = 16;
 };
 
 // A warp's part of a product that wgmma has been asked for: 16 rows times ``columns`` columns, the step-th 16 elements of
@@ -168,6 +169,15 @@ T __shfl_sync(unsigned, T mine, int from) {
 
 inline uint32_t __ballot_sync(unsigned, bool mine) { return emulation::ballot(mine); }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+
+// Byte i of the result is the one that nibble i of ``selector`` names, of low's four and then of high's.
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+    const uint64_t bytes = uint64_t(high) << 32 | low;
+    uint32_t made = 0;
+    for (int i = 0; i < 4; i++) made |= uint32_t(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return made;
+}
+
 inline int __ffs(uint32_t bits) { return __builtin_ffs(int(bits)); }
 
 template <typename T>
