@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) dequantise_kernel(DequantiseArgs a, 
     using Weight = QuantisedWeight<T, Bits, Group, HasOffset>;
     const int64_t tiles = tiles_of(a.columns), panel = blockIdx.y;
     const int64_t first = (int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarpSize) * kTilesOfWarp;
-    const Weight weight{static_cast<const uint8_t*>(a.panels), tiles};
+    const Weight weight{static_cast<const uint8_t*>(a.panels), int(tiles)};
     typename Weight::Tile mine[kTilesOfWarp];
     UNROLL for (int i = 0; i < kTilesOfWarp; i++)
         if (first + i < tiles) mine[i] = weight.load(panel, first + i);
