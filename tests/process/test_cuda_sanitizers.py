@@ -436,7 +436,13 @@ HURRIED = [
         "wait_for_copies<kStages - 2>",
         "wait_for_copies<kStages - 1>",
     ),
-    ("paged_attention", "80", "attention_split.h", "wait_for_copies<kBuffers - 1>", "wait_for_copies<kBuffers>"),
+    (
+        "paged_attention",
+        "80",
+        "attention_split.h",
+        "wait_for_copies<kBuffers - 1>",
+        "wait_for_copies<kBuffers>",
+    ),
     ("linear", "80", "linear_many.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
     ("paged_attention", "90", "attention_group.h", "tell_full<1>", "tell_full<2>"),
     (

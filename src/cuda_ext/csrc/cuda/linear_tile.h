@@ -131,6 +131,7 @@ constexpr int kFewRows = 16, kSomeRows = 64;
 
 template <typename Weight>
 int start_linear(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
+    if (a.rows == 0 || a.outputs == 0) return kOk;
     if (a.rows <= kFewRows || !has_whole_chunks<Weight>(a)) return start_few(name, a, weight, stream);
     if (!has_wgmma() || a.is_deterministic) return start_many(name, a, weight, stream);
     return a.rows <= kSomeRows ? start_some(name, a, weight, stream) : start_group(name, a, weight, stream);

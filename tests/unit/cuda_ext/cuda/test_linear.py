@@ -267,6 +267,17 @@ def test_chips_agree_to_the_bit(
         assert torch.equal(plainly, results[0][1])
 
 
+def test_no_rows(cuda: CudaLibrary, fresh: torch.Generator) -> None:
+    """A step in which nothing is drawn."""
+    groups = groups_of(fresh, 20, 200, FORMATS[0])
+    x = torch.randn(0, 200).bfloat16()
+    for is_deterministic in (True, False):
+        plain = torch.randn(20, 200).bfloat16()
+        assert linear(cuda, x, plain, None, torch.float32, is_deterministic=is_deterministic).shape == (0, 20)
+        packed = pack(cuda, groups)
+        assert linear_quantised(cuda, x, packed, groups, is_deterministic=is_deterministic).shape == (0, 20)
+
+
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_dequantise_and_embed(cuda: CudaLibrary, fresh: torch.Generator, form: WeightFormat) -> None:
     rows, columns = 37, 168
