@@ -101,8 +101,10 @@ def linear_quantised(random: torch.Generator) -> list[Call]:
     ]
 
 
-def paged_attention(random: torch.Generator, is_deterministic: int = 0, chunk: int = 40) -> list[Call]:
-    """A chunk of 430 tokens' last ones and a single token after 299."""
+def paged_attention(
+    random: torch.Generator, is_deterministic: int = 0, chunk: int = 40, context: int = 430
+) -> list[Call]:
+    """A context's last tokens as a chunk, and a single token after 299."""
     tokens = chunk + 1
     q = torch.randn(tokens, 4, 64, generator=random).to(BF16)
     caches = [torch.randn(31, 2, 16, 64, generator=random).to(BF16) for _ in range(2)]
@@ -111,7 +113,7 @@ def paged_attention(random: torch.Generator, is_deterministic: int = 0, chunk: i
     return [
         ("paged_attention", {
             "out": _zeros(tokens, 4, 64), "q": q, "k_cache": caches[0], "v_cache": caches[1], "block_tables": tables,
-            "query_starts": torch.tensor([0, chunk, tokens]).int(), "context_lens": torch.tensor([430, 300]).int(),
+            "query_starts": torch.tensor([0, chunk, tokens]).int(), "context_lens": torch.tensor([context, 300]).int(),
             "workspace": workspace, "fault": _zeros(1, dtype=torch.int32), "tokens": tokens, "sequences": 2, "heads": 4,
             "kv_heads": 2, "dim": 64, "blocks": 31, "block_size": 16, "table_width": 27, "table_stride": 27,
             "q_token_stride": 256, "q_head_stride": 64, "most_tokens": chunk, "most_context": 432,

@@ -266,7 +266,7 @@ PLANTED = {
     "tiles that are read before they are there": Planted(
         "paged_attention",
         "attention_group.h",
-        "        wait_for_phase(shared.full[item % kSlots], item / kSlots);\n",
+        "        wait_for_phase(shared.full[slot], item / kSlots);\n",
         "",
         "thread",
         "data race",
@@ -284,21 +284,12 @@ PLANTED = {
     "queries in the place of those that are still read": Planted(
         "paged_attention",
         "attention_group.h",
-        "        if (spans_before >= kSets) wait_for_phase(shared.read[spans_before % kSets], spans_before / kSets - 1);\n",
-        "",
+        "if (spans_before >= kSets)",
+        "if (spans_before < 0)",
         "thread",
         "data race",
         "90:1",
-        more=(("chunk", 200),),
-    ),
-    "a place that is free before its products are done": Planted(
-        "paged_attention",
-        "attention_group.h",
-        "wait_for_products<1>(s);",
-        "",
-        "thread",
-        "data race",
-        "90:1",
+        more=(("chunk", 200), ("context", 200)),
     ),
     "one lane that tells before the others have read": Planted(
         "paged_attention",

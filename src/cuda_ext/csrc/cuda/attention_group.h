@@ -1,8 +1,8 @@
-// Chunks of many rows on sm_90a, with wgmma. One or two warpgroups have 64
-// rows each; one more brings their queries, and tiles of keys and of values by turns into a ring of slots, which mbarriers
-// say are full or empty. A processor has one block, which does one span of rows after the other, those that see most
-// first; keys of the next one come while the last one's results are made. Tiles of an fp8 cache come as they are, and
-// those who brought them widen them into the ring. As in FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608), weights · values of one tile are under way together
+// Chunks of many rows on sm_90a, with wgmma. One or two warpgroups have 64 rows each; one more brings their queries, and
+// tiles of keys and of values by turns into a ring of slots, which mbarriers say are full or empty. A processor has one
+// block, which does one span of rows after the other, those that see most first; what the next one needs comes while the
+// last one's results are made. Tiles of an fp8 cache come as they are, and those who brought them widen them into the
+// ring. As in FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608), weights · values of one tile are under way together
 // with the scores of the next, and while a warpgroup makes weights of scores the other one multiplies.
 //
 // A row is summed up over all of its tiles, not by sections: ``is_deterministic`` keeps to the kernel of
@@ -53,7 +53,8 @@ struct AttentionGroup : BlockRows {
     static constexpr bool kWidens = Shared::kWidens;
     static constexpr int kTurnKeys = Shared::kTurnKeys, kTurnTiles = kTurnKeys / 8, kWarpKeys = kTurnKeys / kBringers;
     static constexpr int kSlots = Shared::kSlots, kPanel = Shared::kPanel, kQueryPanel = Shared::kQueryPanel;
-    static constexpr int kSpans = Shared::kQuerySets + 1, kChunks = Dim / 8, kOfChunk = 16 / int(sizeof(Cache)), kCacheChunks = Dim / kOfChunk;
+    static constexpr int kSpans = Shared::kQuerySets + 1, kChunks = Dim / 8;
+    static constexpr int kOfChunk = 16 / int(sizeof(Cache)), kCacheChunks = Dim / kOfChunk;
     static_assert(kWarpKeys <= kWarpSize, "a lane that brings looks for one position of a tile");
     static constexpr int kAtOnce = Dim > 128 ? 1 : 4;  // turns of a loop that are unrolled
     static constexpr uint32_t kNowhere = 0xffffffff;
@@ -80,8 +81,8 @@ struct AttentionGroup : BlockRows {
         return 2 * turns_before + (turn + 1 < turns ? 2 * turn + 2 : 2 * turn + 1);
     }
 
-    // What the which-th of the warps does that bring keys and values. A lane looks for one position of each tile, and its
-    // block's number is asked for a turn ahead.
+    // What the which-th of the warps does that bring keys and values. A lane looks for one position of each tile, and
+    // its block's number is asked for a turn ahead.
     __device__ __forceinline__ void bring(int which, bool aligned) const {
         int position = first + which * kWarpKeys + int(threadIdx.x) % kWarpKeys, block = block_of(position);
         uint32_t values = kNowhere;
@@ -110,8 +111,8 @@ struct AttentionGroup : BlockRows {
         if (!is_seen(position)) return kNowhere;
         const int block_size = int(a.block_size);
         if (block >= 0 && block < a.blocks)
-            return uint32_t(((int64_t(block) * a.kv_heads + span.kv_head) * block_size + position % block_size) * a.dim /
-                            kOfChunk);
+            return uint32_t(((int64_t(block) * a.kv_heads + span.kv_head) * block_size + position % block_size) *
+                            (a.dim / kOfChunk));
         atomicCAS(a.fault, kOk, kBlockOutside);
         return kNowhere;
     }
@@ -148,7 +149,8 @@ struct AttentionGroup : BlockRows {
         const int lane = made_here(int(threadIdx.x) % kWarpSize);
         if constexpr (kWidens) {
             uint4* to = raw_of(shared, item) + which * kWarpKeys * kCacheChunks + lane;
-            copy_rows<kWarpKeys, kCacheChunks>(lane, cache, my_place, [=](int row, int) { return to + row * kCacheChunks; });
+            const auto place = [=](int row, int) { return to + row * kCacheChunks; };
+            copy_rows<kWarpKeys, kCacheChunks>(lane, cache, my_place, place);
         } else {
             copy_swizzled<kWarpKeys>(lane, place_in_slot(shared, item, which * kWarpKeys, 0), kPanel, cache, my_place);
         }
@@ -157,7 +159,8 @@ struct AttentionGroup : BlockRows {
 
     // Into rows that begin at a multiple of eight.
     template <int Rows>
-    __device__ __forceinline__ void copy_swizzled(int lane, T* to, int panel, const void* from, uint32_t my_place) const {
+    __device__ __forceinline__ void copy_swizzled(int lane, T* to, int panel, const void* from,
+                                                  uint32_t my_place) const {
         const int column = lane % kChunks * 8, first_row = lane / kChunks;
         to += column / kGroupRow * panel;
         copy_rows<Rows, kChunks>(lane, from, my_place, [=](int row, int within) {
@@ -165,8 +168,8 @@ struct AttentionGroup : BlockRows {
         });
     }
 
-    // Each lane knows the place of one row, in 16 bytes, or kNowhere, which is zeros; it copies 16 bytes of several rows.
-    // to(row, within): where those of row + lane / Chunks belong, ``within`` being row % 8.
+    // Each lane knows the place of one row, in 16 bytes, or kNowhere, which is zeros; it copies 16 bytes of several
+    // rows. to(row, within): where those of row + lane / Chunks belong, ``within`` being row % 8.
     template <int Rows, int Chunks, typename To>
     __device__ __forceinline__ void copy_rows(int lane, const void* from, uint32_t my_place, const To& to) const {
         constexpr int kRowsAtOnce = kWarpSize / Chunks;
@@ -233,7 +236,8 @@ struct AttentionGroup : BlockRows {
         const int64_t my_first = token_of(my_row) * a.q_token_stride + head_of(my_row) * a.q_head_stride;
         T* to = queries() + which * kRows * kGroupRow;
         if (std::is_same_v<Q, T> && aligned)
-            return copy_swizzled<kRows>(lane, to, kQueryPanel, a.q, my_row < span.rows ? uint32_t(my_first / 8) : kNowhere);
+            return copy_swizzled<kRows>(lane, to, kQueryPanel, a.q,
+                                        my_row < span.rows ? uint32_t(my_first / 8) : kNowhere);
         KEEP_LOOP for (int i = lane; i < kRows * kChunks; i += kWarpSize) {
             const int row = i / kChunks, column = i % kChunks * 8;
             const int64_t first = __shfl_sync(kAllLanes, my_first, row);
@@ -377,7 +381,8 @@ struct AttentionGroup : BlockRows {
     }
 
     // As the left side of a product.
-    __device__ __forceinline__ static void pair_up(const float (&s)[kTurnTiles][4], uint32_t (&weights)[kTurnKeys / 16][4]) {
+    __device__ __forceinline__ static void pair_up(const float (&s)[kTurnTiles][4],
+                                                   uint32_t (&weights)[kTurnKeys / 16][4]) {
         UNROLL for (int step = 0; step < kTurnKeys / 16; step++)
             WarpRows<T, Dim>::pair_up(s[2 * step], s[2 * step + 1], weights[step]);
     }
@@ -388,7 +393,8 @@ struct AttentionGroup : BlockRows {
 
     // By way of the warp's part of shared memory, 64 columns at a time.
     template <typename Out>
-    __device__ __forceinline__ void store_as(const float (&sums)[Dim / 8][4], const Rows& rows, bool is_aligned_out) const {
+    __device__ __forceinline__ void store_as(const float (&sums)[Dim / 8][4], const Rows& rows,
+                                             bool is_aligned_out) const {
         constexpr int kOfRow = kGroupRow / 8, kRowsAtOnce = kWarpSize / kOfRow, kTimes = kTileRows / kRowsAtOnce;
         const int lane = made_here(int(threadIdx.x) % kWarpSize);
         float factors[2];
@@ -428,8 +434,8 @@ struct AttentionGroup : BlockRows {
 
 // What the which-th of the warps does that bring keys and values: it goes through the block's spans, and tells them.
 template <typename Cache, int Dim, int Groups>
-__device__ __forceinline__ void bring_spans(const AttentionArgs& a, AttentionShared<Cache, Dim, Groups>& shared, int which,
-                                            bool aligned) {
+__device__ __forceinline__ void bring_spans(const AttentionArgs& a, AttentionShared<Cache, Dim, Groups>& shared,
+                                            int which, bool aligned) {
     using Block = AttentionGroup<Cache, Dim, Groups>;
     const bool tells = which == 0 && threadIdx.x % kWarpSize == 0;
     Span span;

@@ -400,7 +400,8 @@ __device__ __forceinline__ void multiply_group(float (&c)[Tiles][4], const uint3
     static_assert(Tiles == 4 || Tiles == 8 || Tiles == 16, "a wgmma of 32, 64 or 128 columns");
 #if !defined(__CUDACC__)
     emulation::multiply_later(
-        {&c[0][0], a, nullptr, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, 0, adds, std::is_same_v<T, bf16>});
+        {&c[0][0], a, nullptr, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, 0, adds,
+         std::is_same_v<T, bf16>});
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
     const uint64_t descriptor = descriptor_of(rows, 1, kEightRows) + 2 * uint64_t(step);
     if constexpr (Tiles == 4) {
@@ -455,7 +456,8 @@ __device__ __forceinline__ void multiply_group_rows(float (&c)[Tiles][4], const 
     static_assert(Tiles == 8 || Tiles == 16, "a wgmma of 64 or 128 columns");
 #if !defined(__CUDACC__)
     emulation::multiply_later(
-        {&c[0][0], a, nullptr, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, panel, true, std::is_same_v<T, bf16>});
+        {&c[0][0], a, nullptr, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, panel, true,
+         std::is_same_v<T, bf16>});
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr bool adds = true;
     const uint64_t descriptor = descriptor_of(rows, panel * 2 >> 4, kEightRows) + 2 * kEightRows * uint64_t(step);
