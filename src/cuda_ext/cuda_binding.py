@@ -81,7 +81,8 @@ PICKS = {
     "dequantise": "a block a tile of 16 × 64",
     "paged_attention": (
         "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 128 or 64 rows a block (32 or 16 for 256), on sm_90a "
-        "with wgmma for heads of up to 128 and caches of 16 bits; single tokens: a block each 256 positions, a warp each 32"
+        "with wgmma for heads of up to 128 and caches of 16 bits; single tokens: a block each 256 positions, a warp "
+        "each 32"
     ),
     "draw": "a cluster of eight blocks a row (sm_90), else a block; radix selection, nothing is sorted",
     "feed_tokens": "a thread a token",

@@ -1,7 +1,8 @@
 // Single tokens (flash decoding). A block has the query heads of one KV head, 16 at most, and sections of the sequence's
-// context: every gridDim.z-th one, so that blocks beyond the context come last. Each warp brings a tile of keys and values by cp.async and multiplies it by itself, the
-// next one under way meanwhile; then all put the tiles together in their order. Sums of sections lie in the workspace, and
-// the last block of those heads puts the sections together, in their order too.
+// context: every gridDim.z-th one, so that blocks beyond the context come last. Each warp brings a tile of keys and values
+// by cp.async and multiplies it by itself, the next one under way meanwhile; then all put the tiles together in their
+// order. Sums of sections lie in the workspace, and the last block of those heads puts the sections together, in their
+// order too.
 //
 // Peaks are whole numbers, so that what sums are multiplied with are powers of two: here the greatest peak is known before
 // sections are added, elsewhere it is not, and a row comes to the same bits.
@@ -332,9 +333,14 @@ struct SplitBlock {
     }
 };
 
-// Blocks that a processor has at once: for wide heads shared memory does not allow more, for others registers.
+// Blocks that a processor has at once, as memory and registers allow. Those before sm_90 have the memory for four.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kNarrowBlocks = 4;
+#else
+constexpr int kNarrowBlocks = 5;
+#endif
 template <typename Cache, int Dim, int Warps>
-constexpr int kSplitBlocks = Warps > 4 ? 1 : Dim > 128 ? 2 : Dim > 64 ? 3 : sizeof(Cache) > 1 ? 5 : 4;
+constexpr int kSplitBlocks = Warps > 4 ? 1 : Dim > 128 ? 2 : Dim > 64 ? 3 : sizeof(Cache) > 1 ? kNarrowBlocks : 4;
 
 template <typename Cache, int Dim, int Warps>
 __global__ void __launch_bounds__(Warps* kWarpSize, kSplitBlocks<Cache, Dim, Warps>)
