@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from serve import processor
 from torch.nn import functional
 
 from shoal.cuda_ext.cuda_binding import LIBRARY, CudaLibrary
+from shoal.cuda_ext.cuda_ops import workspace_floats
 from shoal.cuda_ext.cuda_program import CudaProgram
 from shoal.errors import StartError
 
@@ -35,14 +37,14 @@ ROOT = Path(__file__).resolve().parents[1]
 _LIMIT_S = 540
 _LEAST_SERVING_S = 90
 """To write a model, load it and measure; a model is left out where fewer are left."""
-TESTS = (
-    "tests/unit/cuda_ext/cuda",
-    "tests/unit/workers/test_cuda_decoder.py",
-    "tests/unit/workers/test_cuda_runner.py",
-    "tests/unit/workers/test_cuda_sampler.py",
-    "tests/unit/workers/test_fp8_checkpoints.py",
+_TESTS = (
     "tests/process/test_cuda_serving.py",
+    "tests/unit/workers/test_cuda_*.py",
+    "tests/unit/workers/test_fp8_checkpoints.py",
+    "tests/unit/cuda_ext/cuda/test_*.py",
 )
+"""Those that take longest first."""
+_MOST_JOBS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,25 @@ def say(*parts: object) -> None:
 def run(*command: str, **environment: str) -> bool:
     say("$", " ".join(command))
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode == 0
+
+
+def test(library: Path) -> bool:
+    """A process a file, so that an error after which a chip does nothing more for a process ends no other's tests."""
+    jobs = max(1, min(_MOST_JOBS, (os.cpu_count() or 1) // 2))
+    files = [path for pattern in _TESTS for path in sorted(ROOT.glob(pattern))]
+    environment = {**os.environ, "SHOAL_CUDA_LIBRARY": str(library), "OMP_NUM_THREADS": "2"}
+
+    def passes(path: Path) -> bool:
+        command = (sys.executable, "-m", "pytest", "-q", str(path))
+        ended = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+        lines = ended.stdout.strip().splitlines() or [ended.stderr.strip()]
+        said = lines[-1] if ended.returncode == 0 else "\n" + ended.stdout + ended.stderr
+        say(f"{path.relative_to(ROOT)}: {said}")
+        return ended.returncode == 0
+
+    say(f"$ pytest, {jobs} at a time")
+    with ThreadPoolExecutor(jobs) as pool:
+        return all(list(pool.map(passes, files)))
 
 
 def build(chips: list[str]) -> bool:
@@ -217,9 +238,8 @@ class Shapes:
         caches = [self.random(sequences * width, self.kv_heads, block, self.dim) for _ in range(2)]
         count, device = sequences * tokens, self._place.device
         q = self.random(count, self.heads, self.dim)
-        workspace = self.zeros(
-            sequences * self.heads * -(-context // 256) * (self.dim + 2), dtype=torch.float32
-        )
+        floats = workspace_floats(sequences, self.heads, self.dim, context)
+        workspace = self.zeros(floats, dtype=torch.float32)
         call = self.caller(
             "paged_attention", out=torch.zeros_like(q), q=q, k_cache=caches[0], v_cache=caches[1],
             block_tables=torch.arange(sequences * width, dtype=torch.int32, device=device).view(sequences, width),
@@ -384,8 +404,7 @@ def main() -> int:
     failed = [] if options.skip_build or build(chips) else ["build"]
     place = find_place()
     if not options.skip_tests:
-        named = str(place.library.path)
-        if not run(sys.executable, "-m", "pytest", "-q", *TESTS, SHOAL_CUDA_LIBRARY=named):
+        if not test(place.library.path):
             failed.append("tests")
         if not watch(place):
             failed.append("compute-sanitizer")

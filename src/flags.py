@@ -153,7 +153,7 @@ def _key(text: str) -> str:
 _SERVER: Final = (
     Flag("server_name", "address to listen on", _named, "127.0.0.1", "HOST"),
     Flag("server_port", "port to listen on", _whole(1, 65535), 23333, "PORT"),
-    Flag("frontends", "HTTP processes", _whole(1, 256), 2, "N"),
+    Flag("frontends", "HTTP processes; 0: one for four cores, from 2 to 8", _whole(0, 256), 0, "N"),
     Flag("log_level", "debug, info, warning, error or critical", _log_level, "info", "LEVEL"),
     Flag("max_log_len", "most characters of a prompt in a log line; prompts are not logged", _whole(0), 0, "N"),
     Flag(

@@ -45,7 +45,7 @@ def prepare(argv: Sequence[str]) -> Launch:
         run_dir="",
         server_name=values["server_name"],
         server_port=values["server_port"],
-        frontends=values["frontends"],
+        frontends=values["frontends"] or min(max(process.available_cores() // 4, 2), 8),
         tp=_ranks(values["tp"], description),
         instance_num=values["instance_num"],
         session_len=_session_len(values["session_len"], description),

@@ -65,8 +65,11 @@ def embed(random: torch.Generator) -> list[Call]:
 
 def linear(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
     """Few rows, and many; of a plain weight and of an fp8 one."""
-    x, weight = torch.randn(70, 704, generator=random).to(BF16), torch.randn(35, 704, generator=random).to(BF16)
-    sizes = {"inputs": 704, "outputs": 35, "row_stride": 704, "weight_stride": 704, "out_stride": 35}
+    x, weight = (
+        torch.randn(70, 1408, generator=random).to(BF16),
+        torch.randn(35, 1408, generator=random).to(BF16),
+    )
+    sizes = {"inputs": 1408, "outputs": 35, "row_stride": 1408, "weight_stride": 1408, "out_stride": 35}
     kinds = {"dtype": 1, "out_dtype": 1, "is_deterministic": is_deterministic}
     plain = {"weight": weight, "weight_dtype": 1}
     narrow = {
@@ -98,19 +101,20 @@ def linear_quantised(random: torch.Generator) -> list[Call]:
     ]
 
 
-def paged_attention(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
-    """A chunk of 40 of 430 tokens and a single token after 299."""
-    q = torch.randn(41, 4, 64, generator=random).to(BF16)
+def paged_attention(random: torch.Generator, is_deterministic: int = 0, chunk: int = 40) -> list[Call]:
+    """A chunk of 430 tokens' last ones and a single token after 299."""
+    tokens = chunk + 1
+    q = torch.randn(tokens, 4, 64, generator=random).to(BF16)
     caches = [torch.randn(31, 2, 16, 64, generator=random).to(BF16) for _ in range(2)]
     tables = torch.stack([torch.arange(27), torch.arange(27) + 4]).int()
-    workspace = _zeros(2 * 4 * 2 * 66, dtype=torch.float32)
+    workspace = _zeros(2 * 4 * (2 * 66 + 1), dtype=torch.float32)
     return [
         ("paged_attention", {
-            "out": _zeros(41, 4, 64), "q": q, "k_cache": caches[0], "v_cache": caches[1], "block_tables": tables,
-            "query_starts": torch.tensor([0, 40, 41]).int(), "context_lens": torch.tensor([430, 300]).int(),
-            "workspace": workspace, "fault": _zeros(1, dtype=torch.int32), "tokens": 41, "sequences": 2, "heads": 4,
+            "out": _zeros(tokens, 4, 64), "q": q, "k_cache": caches[0], "v_cache": caches[1], "block_tables": tables,
+            "query_starts": torch.tensor([0, chunk, tokens]).int(), "context_lens": torch.tensor([430, 300]).int(),
+            "workspace": workspace, "fault": _zeros(1, dtype=torch.int32), "tokens": tokens, "sequences": 2, "heads": 4,
             "kv_heads": 2, "dim": 64, "blocks": 31, "block_size": 16, "table_width": 27, "table_stride": 27,
-            "q_token_stride": 256, "q_head_stride": 64, "most_tokens": 40, "most_context": 432,
+            "q_token_stride": 256, "q_head_stride": 64, "most_tokens": chunk, "most_context": 432,
             "workspace_floats": workspace.numel(), "dtype": 1, "cache_dtype": 1, "scale": 0.125,
             "is_deterministic": is_deterministic,
         }),

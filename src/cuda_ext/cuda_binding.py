@@ -81,7 +81,7 @@ PICKS = {
     "dequantise": "a block a tile of 16 × 64",
     "paged_attention": (
         "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 128 or 64 rows a block (32 or 16 for 256), on sm_90a "
-        "with wgmma for heads of up to 128 and caches of 16 bits; single tokens: a warp each 256 positions"
+        "with wgmma for heads of up to 128 and caches of 16 bits; single tokens: a block each 256 positions, a warp each 32"
     ),
     "draw": "a cluster of eight blocks a row (sm_90), else a block; radix selection, nothing is sorted",
     "feed_tokens": "a thread a token",
@@ -163,6 +163,10 @@ class CudaLibrary:
             raise MemoryError(self.error)
         if status:
             raise CudaError(self.error)
+
+    def ask(self, function: str) -> int:
+        """A number that the library tells."""
+        return int(getattr(self._functions, f"shoal_{function}")())
 
     def make(self, function: str, *arguments: Any, size: int | None = None) -> ctypes.c_void_p:
         """The same, of those that give a pointer: to memory of ``size`` bytes, or after the arguments."""

@@ -45,6 +45,11 @@ class CudaDevice:
         """``sm_90``; of what is emulated ``sm_80``."""
         return self.library.chips()[self.name]
 
+    @property
+    def has_product_library(self) -> bool:
+        """Whether cuBLAS, which torch's CUDA build brings, does products of many rows that need no one order."""
+        return bool(self.library.ask("has_product_library"))
+
     def program(self) -> CudaProgram:
         """For operators on this device's stream."""
         return CudaProgram(

@@ -128,8 +128,9 @@ def rope_write_kv(
 
 
 def workspace_floats(sequences: int, heads: int, dim: int, most_context: int) -> int:
-    """What ``paged_attention`` needs to put the sections of single tokens together."""
-    return sequences * heads * math.ceil(most_context / SECTION) * (dim + 2)
+    """What ``paged_attention`` needs to put the sections of single tokens together. The last ones, one a head of each
+    sequence, count blocks: they are to be zeros before the first run, and are after each."""
+    return sequences * heads * (math.ceil(most_context / SECTION) * (dim + 2) + 1)
 
 
 def paged_attention(

@@ -94,7 +94,7 @@ def _paged_attention(
 ) -> None:
     (_, heads, dim), most_context = q.shape, block_tables.shape[1] * k_cache.shape[2]
     floats = ops.workspace_floats(block_tables.shape[0], heads, dim, most_context)
-    workspace = q.new_empty(floats, dtype=torch.float32)
+    workspace = q.new_zeros(floats, dtype=torch.float32)
     sizes = (_rows(q), _rows(block_tables), Count(most_tokens), Count(most_context))
     ops.paged_attention(
         program, out, q, k_cache, v_cache, block_tables, query_starts, context_lens, workspace, fault, scale,

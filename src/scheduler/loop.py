@@ -36,6 +36,7 @@ from shoal.scheduler.stats import Statistics, milliseconds
 
 _LOG = logging.getLogger("shoal.scheduler")
 _LONGEST_SLEEP_NS = 1_000_000_000
+_QUIET_NS = 200_000_000
 _NS_PER_MS = 1_000_000
 _WARM_UP_STEPS = 3
 """How many step time-outs a crew may take to form and to warm up: it computes three steps."""
@@ -59,7 +60,8 @@ class Loop:
         self._ready: Ready = frozenset()
         self._may_plan = False
         self._progress_ns = time.monotonic_ns()
-        self._checked = True
+        self._ended_ns: int | None = None
+        """When the last request ended, until the books are checked."""
         self._events: list[Event] = []
 
     def ask_to_drain(self) -> None:
@@ -74,6 +76,7 @@ class Loop:
             # The ranks compute the next step while the frontends are told of the last one.
             self._dispatch(self._plan())
             self._send()
+        self._check_books()
         self._crew.stop()
 
     def _receive(self) -> list[Arrival]:
@@ -147,7 +150,8 @@ class Loop:
             self._account(each, now_ns)
         self._gateway.tell(Availability(self._ready_to_serve, self._core.limits, self._slumber.level))
         self._answer_who_waits_for_sleep()
-        self._check_when_idle()
+        if self._ended_ns is not None and time.monotonic_ns() >= self._ended_ns + _QUIET_NS:
+            self._check_books()
 
     def _submit(self, frontend_no: int, submit: Submit) -> None:
         outcome = self._core.submit(frontend_no, submit, time.time_ns(), self._stats.speed)
@@ -214,7 +218,7 @@ class Loop:
             return
         self._stats.ended(happened, now_ns)
         _log_end(happened, now_ns)
-        self._checked = False
+        self._ended_ns = time.monotonic_ns()
 
     def _watch_for_hang(self) -> None:
         if (hung_at_ns := self._hung_at_ns()) is not None and hung_at_ns < time.monotonic_ns():
@@ -273,12 +277,14 @@ class Loop:
             yield now_ns + deadline_ns - time.time_ns()
         if (exit_ns := self._crew.next_exit_ns()) is not None:
             yield exit_ns
+        if self._ended_ns is not None and not self._core.book.seated:
+            yield self._ended_ns + _QUIET_NS
 
-    def _check_when_idle(self) -> None:
-        """Blocks conserve, or the process says so by name."""
-        if self._checked or self._core.book.seated:
+    def _check_books(self) -> None:
+        """Blocks conserve, or the process says so by name. Nobody waits for it: it is done when all is quiet."""
+        if self._ended_ns is None or self._core.book.seated:
             return
-        self._checked = True
+        self._ended_ns = None
         if fault := self._core.discrepancy():
             event(_LOG, "blocks_do_not_add_up", logging.ERROR, fault=fault)
 

@@ -7,6 +7,7 @@ Called by plan (match, publish), apply (publish, withdraw) and the pool (forget,
 the crew whose memory it describes.
 """
 
+from collections.abc import Set
 from hashlib import blake2b
 
 from shoal.scheduler.request import Request
@@ -29,6 +30,10 @@ class PrefixIndex:
 
     def __contains__(self, block: int) -> bool:
         return block in self._digest_of
+
+    def has_all(self, blocks: Set[int]) -> bool:
+        """Whether each of them is published."""
+        return blocks <= self._digest_of.keys()
 
     def match(self, request: Request) -> list[int]:
         """Blocks that hold the longest known prefix; the last token is always left to be computed."""

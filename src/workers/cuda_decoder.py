@@ -3,7 +3,8 @@ are allocated once.
 
 A step is put on the device's stream, and nobody waits for it here. Steps of single tokens are CUDA graphs, one for each
 number of rows (1, 2, 4, 8, 16, 24, …) and of sections of the longest context; rows that are missing to the next such
-number are filled up with tokens that nobody reads. Activations are of 16 bits, the residual float32.
+number are filled up with tokens that nobody reads. Those of contexts that are usual are captured when there is nothing
+else to do. Activations are of 16 bits, the residual float32.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ from shoal.workers.rope import rope_tables
 from shoal.workers.slots import Int32s
 
 _FEWEST_CONTEXT: Final = 4 * ops.SECTION
+_USUAL_CONTEXT: Final = 4 * _FEWEST_CONTEXT
 _GRAPH_ROWS: Final = 8
 """From here on a graph for every eighth number of rows."""
 _PEER_LOST: Final = 6
@@ -130,6 +132,7 @@ class CudaDecoder:
         self._telling = self._device.program()
         group.tell_ids(self._telling, self.ids, self._inputs.states)
         self._graphs: dict[tuple[int, int], Graph] = {}
+        self._coming = _usual_graphs(buffers.limits)
 
     def start(self, inputs: StepInputs, sources: Int32s) -> None:
         """Puts a step on the stream, from token ids to logits. sources: as ``CudaInputs.load`` wants them."""
@@ -142,16 +145,35 @@ class CudaDecoder:
         self._inputs.load(inputs, sources, padded, self._spare_block)
         most_context = self._inputs.most_context
         most_context.set(_graph_context(most_context.value, most_context.most))
-        key = (self._inputs.states.value, most_context.value)
-        if padded == self._inputs.states.value and key in self._graphs:
-            self._graphs[key].launch()
+        if padded == self._inputs.states.value:
+            self._run_graph(padded, most_context.value)
+        else:
+            self._program.run()
+
+    def _run_graph(self, rows: int, most_context: int) -> None:
+        graph = self._graphs.get((rows, most_context))
+        if graph is not None:
+            graph.launch()
             return
         # Without a graph the first time: so all kernels are loaded when they are captured.
         self._program.run()
-        if padded == self._inputs.states.value:
-            with self._device.capture() as graph:
-                self._program.run()
-            self._graphs[key] = graph
+        with self._device.capture() as graph:
+            self._program.run()
+        self._graphs[rows, most_context] = graph
+
+    def prepare_graph(self) -> bool:
+        """Captures the next graph that steps will want, with a step that nobody reads; whether there is one left.
+        Nothing may be under way."""
+        while self._coming:
+            rows, most_context = self._coming.pop()
+            if (rows, most_context) in self._graphs:
+                continue
+            step = _step_of_nobody(self._spare_block, self._buffers.limits.block_size)
+            self._inputs.load(step, _NOBODY, rows, self._spare_block)
+            self._inputs.most_context.set(most_context)
+            self._run_graph(rows, most_context)
+            break
+        return bool(self._coming)
 
     def bring_results(self) -> dict[str, NDArray[np.generic]]:
         """Puts on the stream that all ranks learn what rank 0 has drawn, and a copy of it to the host. Returns where it
@@ -203,6 +225,36 @@ def _graph_context(context: int, most: int) -> int:
     while bucket < context:
         bucket *= 4
     return min(bucket, most)
+
+
+def _usual_graphs(limits: StepLimits) -> list[tuple[int, int]]:
+    """Numbers of rows and longest contexts, those last that are wanted first."""
+    rows = {graph_rows(count, limits.sequences) for count in range(1, limits.sequences + 1)}
+    most = min(_USUAL_CONTEXT, limits.context)
+    contexts = {_graph_context(context, limits.context) for context in (1, most)}
+    return sorted(
+        ((count, context) for count in rows for context in contexts), key=lambda key: (-key[1], -key[0])
+    )
+
+
+_NOBODY: Final = np.full(1, -1, np.int32)
+"""The sources of a step of one token that is known."""
+
+
+def _step_of_nobody(spare_block: int, block_size: int) -> StepInputs:
+    """One token, in the block that no sequence owns."""
+    zero, one = np.zeros(1, np.int32), np.ones(1, np.int32)
+    return StepInputs(
+        token_ids=np.zeros(1, np.int64),
+        positions=zero,
+        cache_slots=np.full(1, spare_block * block_size, np.int64),
+        query_starts=np.array([0, 1], np.int32),
+        context_lens=one,
+        block_tables=np.full((1, 1), spare_block, np.int32),
+        state_starts=np.array([0, 1], np.int32),
+        state_tokens=np.zeros(1, np.int64),
+        sample_indices=np.zeros(1, np.int64),
+    )
 
 
 class _Head:

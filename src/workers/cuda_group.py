@@ -33,6 +33,10 @@ _MOST_SUMMED: Final = 16 << 20
 class DeviceGroup(Protocol):
     """Every rank must record and run the same in the same order. Peers that are lost are told by ``fault``."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the rank may run what no other does."""
+
     def add_up(self, program: CudaProgram, x: Tensor, rows: Count) -> None:
         """Appends: overwrites the first rows of ``x``, contiguous [rows, columns], with the sum of every rank's."""
 
@@ -48,6 +52,8 @@ class DeviceGroup(Protocol):
 
 class SoloDeviceGroup:
     """One rank: logits are where they are wanted."""
+
+    is_alone = True
 
     def add_up(self, program: CudaProgram, x: Tensor, rows: Count) -> None:
         pass
@@ -101,6 +107,8 @@ class PeerRegions:
 
 class PeerGroup:
     """Waits for all ranks to arrive at the file ``rendezvous``, which must be new: else PeerLost."""
+
+    is_alone = False
 
     def __init__(self, rank: int, rendezvous: str, regions: PeerRegions) -> None:
         self._rank, self._ranks = rank, len(regions.widths)

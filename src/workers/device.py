@@ -63,7 +63,13 @@ def _open(library: CudaLibrary, settings: Settings, rank: int) -> CudaDevice:
         raise StartError(f"--device cuda: GPU {rank} cannot be used ({error}), or take --device cpu") from error
     if not library.is_emulated:
         torch.cuda.set_device(device.torch_device)
-    logs.event(_LOG, "gpu_memory", free_bytes=device.free_bytes(), total_bytes=device.total_bytes())
+    logs.event(
+        _LOG,
+        "gpu",
+        free_bytes=device.free_bytes(),
+        total_bytes=device.total_bytes(),
+        cublas=device.has_product_library,
+    )
     return device
 
 

@@ -153,6 +153,31 @@ PLANTED = {
         "thread",
         "data race",
     ),
+    "no barrier before a section's tiles are added": Planted(
+        "paged_attention",
+        "attention_split.h",
+        "            __syncthreads();\n            add_tiles(items);",
+        "            add_tiles(items);",
+        "thread",
+        "data race",
+    ),
+    "a tile in the place of sums that are still added": Planted(
+        "paged_attention",
+        "attention_split.h",
+        "            if (!has_next) return;\n            __syncthreads();",
+        "            if (!has_next) return;",
+        "thread",
+        "data race",
+        "80:1",
+    ),
+    "sums in the place of values that other lanes still read": Planted(
+        "paged_attention",
+        "attention_split.h",
+        "const {\n        __syncwarp();\n        UNROLL for (int i = 0; i < 2; i++) {",
+        "const {\n        UNROLL for (int i = 0; i < 2; i++) {",
+        "thread",
+        "data race",
+    ),
     "no barrier before other ranks are told": Planted(
         "all_reduce",
         "peer_memory.h",
@@ -179,11 +204,23 @@ PLANTED = {
         "data race",
     ),
     "no barrier before other blocks' turns are added": Planted(
-        "linear", "linear_tile.h", "    else\n        meet_cluster();", "", "thread", "data race", "90"
+        "linear", "linear_few.h", "else\n                    meet_cluster();", ";", "thread", "data race", "90"
     ),
     "a block that leaves before its turns are added": Planted(
         "linear",
-        "linear_tile.h",
+        "linear_few.h",
+        "    if (warps < kTurns) meet_cluster();",
+        "",
+        MEMORY,
+        "heap-use-after-free",
+        "90",
+    ),
+    "no barrier before wgmma's sums of other blocks are added": Planted(
+        "linear", "linear_group.h", "else\n        meet_cluster();", ";", "thread", "data race", "90"
+    ),
+    "a block that leaves before its sums of wgmma are added": Planted(
+        "linear",
+        "linear_group.h",
         "    if (!is_alone) meet_cluster();",
         "",
         MEMORY,
@@ -229,7 +266,7 @@ PLANTED = {
     "tiles that are read before they are there": Planted(
         "paged_attention",
         "attention_group.h",
-        "            wait_for_phase(shared.full[stage], turn / kStages);\n",
+        "        wait_for_phase(shared.full[item % kSlots], item / kSlots);\n",
         "",
         "thread",
         "data race",
@@ -238,20 +275,30 @@ PLANTED = {
     "tiles in the place of those that are still read": Planted(
         "paged_attention",
         "attention_group.h",
-        "            if (turn >= kStages) wait_for_phase(shared.empty[stage], turn / kStages - 1);\n",
+        "        if (item >= kSlots) wait_for_phase(shared.empty[item % kSlots], item / kSlots - 1);\n",
         "",
         "thread",
         "data race",
-        "90",
+        "90:1",
+    ),
+    "queries in the place of those that are still read": Planted(
+        "paged_attention",
+        "attention_group.h",
+        "        if (spans_before >= kSets) wait_for_phase(shared.read[spans_before % kSets], spans_before / kSets - 1);\n",
+        "",
+        "thread",
+        "data race",
+        "90:1",
+        more=(("chunk", 200),),
     ),
     "a place that is free before its products are done": Planted(
         "paged_attention",
         "attention_group.h",
-        "wait_for_products<1>(rows.sums, weights);",
+        "wait_for_products<1>(s);",
         "",
         "thread",
         "data race",
-        "90",
+        "90:1",
     ),
     "one lane that tells before the others have read": Planted(
         "paged_attention",
@@ -262,11 +309,11 @@ PLANTED = {
         "data race",
         "90",
     ),
-    "a stage beyond the shared memory": Planted(
+    "a slot beyond the shared memory": Planted(
         "paged_attention",
         "attention_group.h",
-        "here.keys + d / 4 * kPanel",
-        "here.keys + (d / 4 + 10) * kPanel",
+        "shared.slots[slot] + d / 4 * kPanel",
+        "shared.slots[slot] + (d / 4 + 9) * kPanel",
         MEMORY,
         "heap-buffer-overflow",
         "90",
@@ -374,10 +421,10 @@ def changes_results(planted: Planted, to: Path) -> bool:
     return sums[0] != sums[1]
 
 
-def test_a_stage_that_nobody_frees_is_a_deadlock_by_name(tmp_path: Path) -> None:
-    freed = "            if (turn > 0) tell(shared.empty[(turn - 1) % kStages]);\n"
-    planted = Planted("paged_attention", "attention_group.h", freed, "", "", "", "90")
-    done = replay("undefined", plant(planted, tmp_path), "paged_attention", tmp_path, "90")
+def test_a_slot_that_nobody_frees_is_a_deadlock_by_name(tmp_path: Path) -> None:
+    freed = "        tell(shared.empty[item_of_keys(turn) % kSlots]);\n"
+    planted = Planted("paged_attention", "attention_group.h", freed, "", "", "", "90:1")
+    done = replay("undefined", plant(planted, tmp_path), "paged_attention", tmp_path, "90:1")
     assert re.search(r"status 8 .*deadlock in paged_attention, block \(0, 0, 0\): .*an mbarrier", done.stdout)
 
 
@@ -389,28 +436,38 @@ HURRIED = [
         "wait_for_copies<kStages - 2>",
         "wait_for_copies<kStages - 1>",
     ),
+    ("paged_attention", "80", "attention_split.h", "wait_for_copies<kBuffers - 1>", "wait_for_copies<kBuffers>"),
     ("linear", "80", "linear_many.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
     ("paged_attention", "90", "attention_group.h", "tell_full<1>", "tell_full<2>"),
-    ("paged_attention", "90", "attention_group.h", "        show_to_products();\n", ""),
-    ("linear", "90", "linear_group.h", "wait_for_products<0>(sums", "wait_for_products<1>(sums"),
-    ("linear", "90", "linear_group.h", "            begin_products(sums);\n", ""),
-    ("paged_attention", "90", "attention_group.h", "wait_for_products<0>(s, q", "wait_for_products<1>(s, q"),
     (
         "paged_attention",
         "90",
         "attention_group.h",
-        "if (tile > 0) wait_for_products<0>(rows.sums, weights);",
-        "",
+        "        wait_for_copies<Later>();\n        show_to_products();\n",
+        "        wait_for_copies<Later>();\n",
+    ),
+    ("paged_attention", "90", "attention_group.h", "wait_for_products<0>(s);", "wait_for_products<1>(s);"),
+    ("paged_attention", "90", "attention_group.h", "wait_for_products<1>(s);", "wait_for_products<2>(s);"),
+    ("linear", "80", "linear_few.h", "wait_for_copies<kLeastSlots - 2>", "wait_for_copies<kLeastSlots - 1>"),
+    ("linear", "90", "linear_group.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
+    ("linear", "90", "linear_group.h", "wait_for_products<0>(product", "wait_for_products<1>(product"),
+    ("linear", "90", "linear_group.h", "            begin_products(product);\n", ""),
+    (
+        "paged_attention",
+        "90",
+        "attention_group.h",
+        "            wait_for_products<0>(sums, weights);\n            tell",
+        "            tell",
     ),
     (
         "paged_attention",
         "90",
         "attention_group.h",
-        "wait_for_products<0>(rows.sums, weights);\n                rows.finish",
-        "rows.finish",
+        "        wait_for_products<0>(sums, weights);\n        tell",
+        "        tell",
     ),
-    ("paged_attention", "90", "attention_group.h", "            begin_products(s);\n", ""),
-    ("paged_attention", "90", "attention_group.h", "                begin_products(rows.sums);\n", ""),
+    ("paged_attention", "90", "attention_group.h", "        begin_products(s);\n", ""),
+    ("paged_attention", "90", "attention_group.h", "        begin_products(sums, weights);\n", ""),
 ]
 """Waits and fences taken away from copies and products."""
 

@@ -26,7 +26,7 @@ def test_nothing_given_is_the_defaults() -> None:
     values = read()
     assert values["model"] is None
     assert (values["server_name"], values["server_port"]) == ("127.0.0.1", 23333)
-    assert (values["instance_num"], values["tp"], values["frontends"]) == (64, 1, 2)
+    assert (values["instance_num"], values["tp"], values["frontends"]) == (64, 1, 0)
     assert (values["cache_max_entry_count"], values["cache_block_seq_len"]) == (0.8, 16)
     assert values["cache_bytes"] == 4 << 30
     assert values["session_len"] is None
@@ -104,7 +104,7 @@ def test_sizes(text: str, count: int) -> None:
         ("server_name", ("", " ", "a\nb")),
         ("tp", ("0", "-2", "two")),
         ("instance_num", ("0", "1e3")),
-        ("frontends", ("0",)),
+        ("frontends", ("-1", "257")),
         ("session_len", ("0", "1", "-5")),
         ("threads", ("-1",)),
         ("cache_max_entry_count", ("0", "-0.1", "1.01", "nan", "inf", "many")),

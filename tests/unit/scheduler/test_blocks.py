@@ -2,6 +2,8 @@
 
 from array import array
 
+import pytest
+
 from shoal.messages import Sampling
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.prefix import PrefixIndex
@@ -168,3 +170,21 @@ def test_a_new_crew_starts_empty() -> None:
     fill(pool, request_of(list(range(8))))
     pool.reset(5)
     assert (pool.num_blocks, pool.available, len(pool.index)) == (5, 5, 0)
+
+
+@pytest.mark.parametrize("spoil", ["holder", "twice", "outside", "lost", "unpublished"])
+def test_what_does_not_add_up_is_told(spoil: str) -> None:
+    pool = make_pool()
+    mine = pool.take(3)
+    assert pool.discrepancy([mine]) == ""
+    if spoil == "holder":
+        pool._holders[mine[0]] = 2
+    elif spoil == "twice":
+        pool._free[0] = pool._free[1]
+    elif spoil == "outside":
+        pool._free[0] = 99
+    elif spoil == "lost":
+        del pool._free[0]
+    else:
+        pool._idle[pool._free.pop()] = None
+    assert pool.discrepancy([mine]) != ""

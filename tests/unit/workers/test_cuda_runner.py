@@ -162,3 +162,21 @@ def test_nothing_runs_before_it_is_waited_for(make_runner: Any) -> None:
     assert result is not None
     assert len(unpack_ids(result.ids)) == 1
     assert not runner.is_waiting
+
+
+def test_graphs_that_are_captured_ahead_change_nothing(make_runner: Any) -> None:
+    """Between steps too: what is under way, they leave alone."""
+    plans = random_plans(random.randrange(1 << 30))
+    plain, ahead = make_runner(), make_runner()
+    expected = [told(plain.execute(plan)) for plan in plans]
+    found, left = [], True
+    for plan in plans:
+        found.append(told(ahead.execute(plan)))
+        left = left and ahead.use_idle_time()
+    assert found == expected
+    assert not left
+    graphs = {rows for rows, _ in ahead._decoder._graphs}
+    assert graphs == {1, 2, 4, SEATS}
+    busy = make_runner()
+    assert busy.start(plans[0]) is None
+    assert not busy.use_idle_time()

@@ -8,12 +8,14 @@ struct Span {
     int sequence, first_token, tokens, context, first_row, rows, kv_head;
 };
 
-// The sequence of the index-th tile of ``tile_rows`` rows, counting through those of several tokens. All lanes alike.
+// The sequence of the index-th tile of ``tile_rows`` rows, counting through those of several tokens, or the index-th from
+// the end. All lanes alike.
+template <bool IsFromEnd = false>
 __device__ inline bool find_tile(const AttentionArgs& a, int index, int tile_rows, Span& span) {
     const int lane = int(threadIdx.x) % kWarpSize, group = int(a.heads / a.kv_heads);
     for (int base = 0; base < a.sequences; base += kWarpSize) {
-        const int sequence = base + lane;
-        const int tokens = sequence < a.sequences ? a.query_starts[sequence + 1] - a.query_starts[sequence] : 0;
+        const int sequence = IsFromEnd ? int(a.sequences) - 1 - base - lane : base + lane;
+        const int tokens = base + lane < a.sequences ? a.query_starts[sequence + 1] - a.query_starts[sequence] : 0;
         const int tiles = tokens > 1 ? (tokens * group + tile_rows - 1) / tile_rows : 0;
         int end = tiles;
         for (int distance = 1; distance < kWarpSize; distance *= 2) {
@@ -23,9 +25,10 @@ __device__ inline bool find_tile(const AttentionArgs& a, int index, int tile_row
         const uint32_t beyond = __ballot_sync(kAllLanes, end > index);
         if (beyond) {
             const int found = __ffs(beyond) - 1;
-            span.sequence = base + found;
+            span.sequence = __shfl_sync(kAllLanes, sequence, found);
             span.tokens = __shfl_sync(kAllLanes, tokens, found);
-            span.first_row = (index - __shfl_sync(kAllLanes, end - tiles, found)) * tile_rows;
+            const int before = __shfl_sync(kAllLanes, end - tiles, found), behind = __shfl_sync(kAllLanes, end, found) - 1;
+            span.first_row = (IsFromEnd ? behind - index : index - before) * tile_rows;
             return true;
         }
         index -= __shfl_sync(kAllLanes, end, kWarpSize - 1);
@@ -33,29 +36,32 @@ __device__ inline bool find_tile(const AttentionArgs& a, int index, int tile_row
     return false;
 }
 
-// Of a chunk's tile or of a single token; false where the block has nothing to do.
-template <int Warps, bool IsSplit>
-__device__ bool find_span(const AttentionArgs& a, Span& span) {
-    const int group = int(a.heads / a.kv_heads), tile_rows = Warps * kTileRows;
-    if (IsSplit) {
-        const int tiles = (group + tile_rows - 1) / tile_rows;
-        span.sequence = int(blockIdx.z);
-        span.tokens = a.query_starts[span.sequence + 1] - a.query_starts[span.sequence];
-        span.kv_head = int(blockIdx.y) / tiles;
-        span.first_row = int(blockIdx.y) % tiles * tile_rows;
-        if (span.tokens != 1) return false;
-    } else {
-        span.kv_head = int(blockIdx.y);
-        if (!find_tile(a, int(blockIdx.x), tile_rows, span)) return false;
-    }
-    const int left = span.tokens * group - span.first_row;
+// Whether a context has room for its new tokens and is one that the step was made for.
+__device__ __forceinline__ bool fits(const AttentionArgs& a, int tokens, int context) {
+    return context >= tokens && context <= a.table_width * a.block_size && context <= a.most_context;
+}
+
+__device__ __forceinline__ void tell_of_context(const AttentionArgs& a) {
+    if (threadIdx.x % kWarpSize == 0) atomicCAS(a.fault, kOk, kContextTooShort);
+}
+
+// What follows from a sequence and a first row; false where the sequence does not fit what the caller says of it.
+__device__ inline bool complete_span(const AttentionArgs& a, int tile_rows, Span& span) {
+    const int left = span.tokens * int(a.heads / a.kv_heads) - span.first_row;
     span.rows = left < tile_rows ? left : tile_rows;
     span.first_token = a.query_starts[span.sequence];
     span.context = a.context_lens[span.sequence];
-    const bool fits = span.context >= span.tokens && span.context <= a.table_width * a.block_size &&
-                      span.context <= a.most_context;
-    if (!fits && threadIdx.x == 0) atomicCAS(a.fault, kOk, kContextTooShort);
-    return fits;
+    if (fits(a, span.tokens, span.context)) return true;
+    tell_of_context(a);
+    return false;
+}
+
+// Of a chunk's tile; false where the block has nothing to do.
+template <int Warps>
+__device__ bool find_span(const AttentionArgs& a, Span& span) {
+    constexpr int kRows = Warps * kTileRows;
+    span.kv_head = int(blockIdx.y);
+    return find_tile(a, int(blockIdx.x), kRows, span) && complete_span(a, kRows, span);
 }
 
 __device__ __forceinline__ void store_out(const AttentionArgs& a, int64_t place, float x) {
@@ -65,11 +71,15 @@ __device__ __forceinline__ void store_out(const AttentionArgs& a, int64_t place,
         static_cast<fp16*>(a.out)[place] = from_float<fp16>(x);
 }
 
-__device__ __forceinline__ int64_t sections_of(int64_t context) { return (context + kSection - 1) / kSection; }
+// The first position that a token at ``position`` sees.
+__device__ __forceinline__ int first_seen(const AttentionArgs& a, int position) {
+    const int first = position + 1 - int(a.window);
+    return a.window > 0 && first > 0 ? first : 0;
+}
 
-// Where a single token's section leaves its sums: dim of them, then peak and total.
-__device__ __forceinline__ float* part_of(const AttentionArgs& a, int sequence, int head, int section) {
-    return a.workspace + ((sequence * a.heads + head) * sections_of(a.most_context) + section) * (a.dim + 2);
+__device__ __forceinline__ Scores scores_of(const AttentionArgs& a, int kv_head) {
+    const float scale = float(a.scale) * scale_of(a.k_scales, kv_head), cap = float(a.soft_cap);
+    return {cap == 0.0f ? scale * kLog2E : scale / cap, cap * kLog2E, int(a.window)};
 }
 
 // Of a block. Lane 4 · g + t of a warp has rows g and g + 8 of the warp's 16.
@@ -79,16 +89,11 @@ struct BlockRows {
     int group = int(a.heads / a.kv_heads);
     int first_position = span.context - span.tokens;
     // The first position that any row sees, and the one behind the last.
-    int seen_from = first_seen(), seen_to = position_of(span.rows - 1) + 1;
+    int seen_from = first_seen(a, position_of(0)), seen_to = position_of(span.rows - 1) + 1;
 
     __device__ __forceinline__ int position_of(int row) const { return first_position + (span.first_row + row) / group; }
     __device__ __forceinline__ int head_of(int row) const { return span.kv_head * group + (span.first_row + row) % group; }
     __device__ __forceinline__ int token_of(int row) const { return span.first_token + (span.first_row + row) / group; }
-
-    __device__ __forceinline__ int first_seen() const {
-        const int first = position_of(0) + 1 - int(a.window);
-        return a.window > 0 && first > 0 ? first : 0;
-    }
 
     // Of this lane's two rows, -1 where there is none.
     __device__ __forceinline__ void lane_positions(int (&positions)[2]) const {
@@ -112,10 +117,7 @@ struct BlockRows {
         return -1;
     }
 
-    __device__ __forceinline__ Scores scores() const {
-        const float scale = float(a.scale) * scale_of(a.k_scales, span.kv_head), cap = float(a.soft_cap);
-        return {cap == 0.0f ? scale * kLog2E : scale / cap, cap * kLog2E, int(a.window)};
-    }
+    __device__ __forceinline__ Scores scores() const { return scores_of(a, span.kv_head); }
 
     // As rows of SharedRows; zeros beyond the last row and dim.
     template <typename T, int Dim, int Rows, int Threads>
@@ -135,8 +137,8 @@ struct BlockRows {
         }
     }
 
-    // The results of this warp's rows; of a single token's section, its sums.
-    template <bool IsSplit, typename T, int Dim>
+    // The results of this warp's rows.
+    template <typename T, int Dim>
     __device__ __forceinline__ void store(const WholeRows<T, Dim>& whole) const {
         const float v_scale = scale_of(a.v_scales, span.kv_head);
         const int t = int(threadIdx.x) % 4;
@@ -144,20 +146,9 @@ struct BlockRows {
             const int row = lane_row() + i / 2 * 8;
             if (row >= span.rows) continue;
             const Softmax& softmax = whole.softmax[i / 2];
-            const int head = head_of(row);
-            float* part = IsSplit ? part_of(a, span.sequence, head, int(blockIdx.x)) : nullptr;
-            const int64_t out = (int64_t(token_of(row)) * a.heads + head) * a.dim;
-            KEEP_LOOP for (int column = 2 * t + i % 2; column < a.dim; column += 8) {
-                const float sum = whole.at(column / 8, i);
-                if (IsSplit)
-                    part[column] = sum;
-                else
-                    store_out(a, out + column, sum / softmax.total * v_scale);
-            }
-            if (IsSplit && t == 0 && i % 2 == 0) {
-                part[a.dim] = softmax.peak;
-                part[a.dim + 1] = softmax.total;
-            }
+            const int64_t out = (int64_t(token_of(row)) * a.heads + head_of(row)) * a.dim;
+            KEEP_LOOP for (int column = 2 * t + i % 2; column < a.dim; column += 8)
+                store_out(a, out + column, whole.at(column / 8, i) / softmax.total * v_scale);
         }
     }
 };

@@ -57,6 +57,17 @@ __device__ __forceinline__ void begin_kernel() {
 #endif
 }
 
+// (word & mask) | more, in one instruction also where both are constants.
+__device__ __forceinline__ uint32_t take_bits(uint32_t word, uint32_t mask, uint32_t more) {
+#if defined(__CUDACC__)
+    uint32_t bits;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(word), "r"(mask), "r"(more));
+    return bits;
+#else
+    return (word & mask) | more;
+#endif
+}
+
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
@@ -87,6 +98,20 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high) {
     uint32_t bits;
     memcpy(&bits, &pair, sizeof bits);
     return bits;
+}
+
+// The two fp8 in the low bytes, as a pair of half precision.
+__device__ __forceinline__ uint32_t widened_pair(uint32_t codes) {
+#if defined(__CUDACC__)
+    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(codes), __NV_E4M3);
+    return uint32_t(pair.x) | uint32_t(pair.y) << 16;
+#else
+    return pair_of<fp16>(to_float(fp8{uint8_t(codes)}), to_float(fp8{uint8_t(codes >> 8)}));
+#endif
+}
+
+__device__ __forceinline__ uint4 widened_eight(uint2 codes) {
+    return {widened_pair(codes.x), widened_pair(codes.x >> 16), widened_pair(codes.y), widened_pair(codes.y >> 16)};
 }
 
 // Elements [0, count) of eight, zeros behind them. is_aligned: all eight are there, at a multiple of their size.
@@ -144,6 +169,24 @@ __device__ __forceinline__ void by_alignment(bool is_aligned, const Run& run) {
 // What an fp8 cache of a KV head is multiplied with.
 __device__ __forceinline__ float scale_of(const float* scales, int64_t head) { return scales ? scales[head] : 1.0f; }
 
+// Adds one to what blocks share, which each does behind a barrier. What it was before.
+__device__ __forceinline__ int count_in(int32_t* at) {
+#if defined(__CUDACC__)
+    int before;
+    asm volatile("atom.release.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
+    return before;
+#else
+    return __atomic_fetch_add(at, 1, __ATOMIC_ACQ_REL);
+#endif
+}
+
+// From here, and behind the next barrier, the block sees what those wrote that were counted before it.
+__device__ __forceinline__ void see_counted() {
+#if defined(__CUDACC__)
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
 // What is the same on all lanes, so that the compiler knows.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
 
@@ -190,7 +233,14 @@ __device__ __forceinline__ float divide_roughly(float x, float y) {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
+// Whose division is a call, and so takes few registers.
 __device__ __forceinline__ float tanh_of(float x) {
+    const float e = exp_two(-2.0f * kLog2E * fabsf(x));
+    return copysignf((1.0f - e) / (1.0f + e), x);
+}
+
+// But for a few last bits.
+__device__ __forceinline__ float tanh_roughly(float x) {
     const float e = exp_two(-2.0f * kLog2E * fabsf(x));
     return copysignf(divide_roughly(1.0f - e, 1.0f + e), x);
 }

@@ -8,7 +8,7 @@ constexpr int kThreads = 128;
 template <bool IsSilu>
 __device__ __forceinline__ float activate(float x) {
     if (IsSilu) return divide_roughly(x, 1.0f + exp_two(-x * kLog2E));
-    return 0.5f * x * (1.0f + tanh_of(0.7978845608f * (x + 0.044715f * x * x * x)));
+    return 0.5f * x * (1.0f + tanh_roughly(0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
 template <typename T, bool IsSilu, bool IsAligned>

@@ -1,4 +1,5 @@
-// The product with a plain matrix of bfloat16 or half precision.
+// The product with a plain matrix of bfloat16 or half precision: by cuBLAS, but for few rows.
+#include "library_product.h"
 #include "linear_matrix.h"
 
 namespace {
@@ -6,7 +7,7 @@ namespace {
 template <typename T>
 struct PlainWeight : MatrixWeight<T, uint16_t> {
     using typename MatrixWeight<T, uint16_t>::Tile;
-    static constexpr int kAhead = 2, kPanels = 2;
+    static constexpr int kAhead = 1, kPanels = 2;
 
     __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
         UNROLL for (int step = 0; step < kSteps; step++)
@@ -14,11 +15,17 @@ struct PlainWeight : MatrixWeight<T, uint16_t> {
     }
 };
 
+// Up to so many rows the kernels here are no slower.
+constexpr int64_t kOwnRows = 8;
+
 }  // namespace
 
 extern "C" EXPORT int shoal_linear(const LinearArgs* a) {
     if (a->out_dtype != kFloat32 && a->out_dtype != a->dtype) return kNotSupported;
     if (a->weight_dtype == kFloat8) return start_linear_fp8(*a);
-    if (a->weight_dtype != a->dtype) return kNotSupported;
+    if (a->weight_dtype != a->dtype || a->scales) return kNotSupported;
+    if (a->rows > kOwnRows && !a->is_deterministic && has_product_library())
+        return multiply_by_library({a->out, a->x, a->weight, a->bias, a->rows, a->inputs, a->outputs, a->row_stride,
+                                    a->weight_stride, a->out_stride, a->dtype, a->out_dtype, a->stream});
     return a->dtype == kBFloat16 ? start_matrix<PlainWeight<bf16>>(*a) : start_matrix<PlainWeight<fp16>>(*a);
 }

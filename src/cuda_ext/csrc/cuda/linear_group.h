@@ -56,8 +56,8 @@ struct StagedRows {
 // The sums of each group of x, a warp some rows: as sum_groups adds them.
 template <typename Weight, int Rows>
 __device__ __forceinline__ void sum_rows(GroupShared<Weight, Rows>& shared, const typename Weight::Element* x) {
-    const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
-    for (int n = int(threadIdx.x) / kWarpSize; n < Rows / 8; n += kLinearWarps) {
+    const int lane = int(threadIdx.x % kWarpSize), g = lane / 4, t = lane % 4;
+    for (int n = int(threadIdx.x / kWarpSize); n < Rows / 8; n += kLinearWarps) {
         uint32_t right[kSteps][2];
         float of_x[Weight::kGroups + 1][4];
         UNROLL for (int step = 0; step < kSteps; step++)
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kLinearThreads, 1) linear_group_kernel(LinearR
     using T = typename Weight::Element;
     constexpr int kTiles = Rows / 8;
     auto& shared = *reinterpret_cast<GroupShared<Weight, Rows>*>(dynamic_shared());
-    const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, g = lane / 4, t = lane % 4;
+    const int lane = int(threadIdx.x % kWarpSize), warp = int(threadIdx.x / kWarpSize), g = lane / 4, t = lane % 4;
     const int64_t first_row = int64_t(blockIdx.x) * Rows, tiles = tiles_of(a.inputs);
     const int64_t first_output = int64_t(blockIdx.y) * kGroupOutputs, last_panel = (a.outputs - 1) / kTileOutputs;
     const int64_t my_panel = first_output / kTileOutputs + warp, panel = my_panel < last_panel ? my_panel : last_panel;

@@ -3,7 +3,6 @@
 // registers. Row blocks are the grid's fastest index, so that those that run together read the same weights.
 #pragma once
 
-constexpr int kFewRows = 64;
 constexpr int kBlockTiles = 8;  // of eight rows
 constexpr int kBlockRows = kBlockTiles * kRowsOfTile;
 static_assert(kBlockTiles == kLinearWarps, "each warp sums x up for one tile of rows");
@@ -53,9 +52,9 @@ template <typename Weight>
 __global__ void __launch_bounds__(kLinearThreads, 1) linear_many_kernel(LinearRows a, Weight weight) {
     begin_kernel();
     using T = typename Weight::Element;
-    constexpr int kPanels = Weight::kPanels, kStepsOfRun = Weight::kRun / 4;
+    constexpr int kPanels = Weight::kPanels;
     auto& shared = *reinterpret_cast<ManyShared<Weight>*>(dynamic_shared());
-    const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, g = lane / 4, t = lane % 4;
+    const int lane = int(threadIdx.x % kWarpSize), warp = int(threadIdx.x / kWarpSize), g = lane / 4, t = lane % 4;
     const int64_t first_row = int64_t(blockIdx.x) * kBlockRows, tiles = tiles_of(a.inputs);
     const int64_t panel = (int64_t(blockIdx.y) * kLinearWarps + warp) * kPanels;
     const int64_t last_panel = (a.outputs - 1) / kTileOutputs;
@@ -65,9 +64,7 @@ __global__ void __launch_bounds__(kLinearThreads, 1) linear_many_kernel(LinearRo
     };
     // Rows n · 8 to n · 8 + 7 as the right side's fragments.
     const auto load_x = [&](uint32_t(&to)[kSteps][2], int stage, int n) {
-        const T* row = shared.x[stage][n * kRowsOfTile + g];
-        UNROLL for (int step = 0; step < kSteps; step += kStepsOfRun)
-            load_pairs<Weight::kRun>(&to[step][0], row + input_of(Weight::kRun, step, t, 0), kTileInputs, true);
+        load_row<Weight::kRun>(to, shared.x[stage][n * kRowsOfTile + g], t);
     };
 
     float sums[kPanels][kBlockTiles][4] = {};

@@ -9,42 +9,70 @@ template <typename T, typename Stored>
 struct MatrixWeight {
     using Element = T;
     using Bits = Stored;
-    static constexpr int kRun = 8, kScales = 0, kGroups = 0;
-    static constexpr int kPerWord = 4 / int(sizeof(Bits)), kWords = kRun / kPerWord;
+    static constexpr int kRunBytes = 16, kRun = kRunBytes / int(sizeof(Bits)), kRuns = kTileInputs / (4 * kRun);
+    static constexpr int kScales = 0, kGroups = 0;
+    static constexpr int kWords = 4, kPerWord = kRun / kWords, kSlotBytes = 2 * kRuns * kWarpSize * kRunBytes;
 
     const Bits* weight;  // [outputs, inputs]
     int64_t outputs, inputs, stride;
     bool is_aligned;
 
-    // words[half][output g or g + 8]: eight inputs side by side
+    // words[run][output g or g + 8]: inputs side by side
     struct Tile {
-        uint32_t words[2][2][kWords];
+        uint32_t words[kRuns][2][kWords];
     };
 
     __device__ __forceinline__ Tile load(int64_t panel, int64_t tile) const {
-        const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
+        const int lane = int(threadIdx.x % kWarpSize), g = lane / 4, t = lane % 4;
         Tile to = {};
         UNROLL for (int high = 0; high < 2; high++) {
             const int64_t output = panel * kTileOutputs + g + high * 8;
             if (output >= outputs) continue;
-            UNROLL for (int half = 0; half < 2; half++) {
-                const int64_t first = tile * kTileInputs + input_of(kRun, 2 * half, t, 0);
-                load_run(to.words[half][high], weight + output * stride + first, inputs - first);
+            UNROLL for (int run = 0; run < kRuns; run++) {
+                const int64_t first = tile * kTileInputs + (4 * run + t) * kRun;
+                load_run(to.words[run][high], weight + output * stride + first, inputs - first);
             }
         }
+        return to;
+    }
+
+    __device__ __forceinline__ void fetch(int panel, int tile, uint8_t* slot) const {
+        const int lane = int(threadIdx.x % kWarpSize), g = lane / 4, t = lane % 4;
+        UNROLL for (int high = 0; high < 2; high++) {
+            const int output = panel * kTileOutputs + g + high * 8;
+            const Bits* row = weight + output * stride;
+            UNROLL for (int run = 0; run < kRuns; run++) {
+                const int first = tile * kTileInputs + (4 * run + t) * kRun, left = int(inputs) - first;
+                uint8_t* to = slot + ((run * 2 + high) * kWarpSize + lane) * kRunBytes;
+                const bool is_there = output < int(outputs) && left > 0;
+                if (!is_there || (is_aligned && left >= kRun)) {
+                    copy_16_bytes(to, is_there ? row + first : weight, is_there);
+                } else {
+                    uint32_t words[kWords] = {};
+                    load_run(words, row + first, left);
+                    store_whole(to, uint4{words[0], words[1], words[2], words[3]});
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ Tile take(const uint8_t* slot) const {
+        const int lane = int(threadIdx.x % kWarpSize);
+        Tile to;
+        UNROLL for (int high = 0; high < 2; high++)
+            UNROLL for (int run = 0; run < kRuns; run++) {
+                const auto words = load_whole<uint4>(slot + ((run * 2 + high) * kWarpSize + lane) * kRunBytes);
+                to.words[run][high][0] = words.x, to.words[run][high][1] = words.y;
+                to.words[run][high][2] = words.z, to.words[run][high][3] = words.w;
+            }
         return to;
     }
 
     // Zeros from ``left`` on.
     __device__ __forceinline__ void load_run(uint32_t (&to)[kWords], const Bits* from, int64_t left) const {
         if (is_aligned && left >= kRun) {
-            if constexpr (kWords == 4) {
-                const uint4 words = load_once(reinterpret_cast<const uint4*>(from));
-                to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
-            } else {
-                const uint2 words = load_once(reinterpret_cast<const uint2*>(from));
-                to[0] = words.x, to[1] = words.y;
-            }
+            const uint4 words = load_once(reinterpret_cast<const uint4*>(from));
+            to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
             return;
         }
         UNROLL for (int i = 0; i < kRun; i++)
@@ -60,7 +88,8 @@ struct MatrixWeight {
 template <typename Weight>
 int start_matrix(const LinearArgs& a) {
     using Bits = typename Weight::Bits;
-    const bool is_aligned = ::is_aligned<Bits>(a.weight, a.weight_stride);
+    const auto place = reinterpret_cast<uintptr_t>(a.weight);
+    const bool is_aligned = (place | uintptr_t(a.weight_stride) * sizeof(Bits)) % Weight::kRunBytes == 0;
     const Weight weight{{static_cast<const Bits*>(a.weight), a.outputs, a.inputs, a.weight_stride, is_aligned}};
     const LinearRows rows{a.out,     a.x,          a.scales,     a.bias,      a.rows,            a.inputs,
                           a.outputs, a.row_stride, a.out_stride, a.out_dtype, a.is_deterministic};

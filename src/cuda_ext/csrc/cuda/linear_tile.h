@@ -15,6 +15,9 @@
 //   widen(tile, a)                a[kSteps]: the left side's fragments
 //   add(tile, a, x, of_x, sums)   sums += the product with eight rows' fragments x[kSteps]; of_x[kGroups]: their sums
 //   add_group(tile, group, product, of_x, sums)   sums += a group's product, scaled
+//   fetch(panel, tile, slot)      asks for what load brings, into kSlotBytes of shared memory, by the warp that then takes
+//   take(slot)                    → Tile, once the copies of all lanes are there
+//   offsets_of(tile, pair, a)     a: two groups' offsets, as linear_some.h multiplies them
 #pragma once
 
 #include "launch.h"
@@ -29,7 +32,7 @@ struct LinearRows {
     int64_t rows, inputs, outputs, row_stride, out_stride, out_dtype, is_deterministic;
 };
 
-constexpr int kTurns = 8;
+constexpr int kTurns = 16;
 constexpr int kLinearWarps = 8;
 constexpr int kLinearThreads = kLinearWarps * kWarpSize;
 constexpr int kRowsOfTile = 8;
@@ -51,23 +54,6 @@ __device__ __forceinline__ Words load_once(const Words* from) {
 #endif
 }
 
-// Elements [0, Count) from ``from``, as pairs; zeros from ``left`` on.
-template <int Count, typename T>
-__device__ __forceinline__ void load_pairs(uint32_t* to, const T* from, int64_t left, bool is_aligned) {
-    if (is_aligned && left >= Count) {
-        if constexpr (Count == 8) {
-            const auto words = load_whole<uint4>(from);
-            to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
-        } else {
-            const auto words = load_whole<uint2>(from);
-            to[0] = words.x, to[1] = words.y;
-        }
-        return;
-    }
-    const auto element = [&](int i) { return i < left ? to_float(from[i]) : 0.0f; };
-    UNROLL for (int i = 0; i < Count; i += 2) to[i / 2] = pair_of<T>(element(i), element(i + 1));
-}
-
 // What ``operation`` makes of the elements of two pairs.
 template <typename T, typename Operation>
 __device__ __forceinline__ uint32_t of_pairs(uint32_t a, uint32_t b, const Operation& operation) {
@@ -84,14 +70,22 @@ __device__ __forceinline__ uint32_t of_pairs(uint32_t a, uint32_t b, const Opera
 #endif
 }
 
-// A row's part of the right side of a tile's products.
+// A row's part of the right side of a tile's products, from shared memory.
 template <int Run, typename T>
-__device__ __forceinline__ void load_row(uint32_t (&to)[kSteps][2], const T* row, int64_t tile, int t, int64_t inputs,
-                                         bool is_aligned) {
+__device__ __forceinline__ void load_row(uint32_t (&to)[kSteps][2], const T* row, int t) {
     constexpr int kStepsOfRun = Run / 4;
     UNROLL for (int step = 0; step < kSteps; step += kStepsOfRun) {
-        const int64_t first = tile * kTileInputs + input_of(Run, step, t, 0);
-        load_pairs<Run>(&to[step][0], row + first, inputs - first, is_aligned);
+        const T* from = row + input_of(Run, step, t, 0);
+        if constexpr (kStepsOfRun == 1) {
+            const auto words = load_whole<uint2>(from);
+            to[step][0] = words.x, to[step][1] = words.y;
+        } else {
+            UNROLL for (int i = 0; i < kStepsOfRun; i += 2) {
+                const auto words = load_whole<uint4>(from + 4 * i);
+                to[step + i][0] = words.x, to[step + i][1] = words.y;
+                to[step + i + 1][0] = words.z, to[step + i + 1][1] = words.w;
+            }
+        }
     }
 }
 
@@ -109,6 +103,7 @@ __device__ __forceinline__ void sum_groups(const uint32_t (&x)[kSteps][2], float
             UNROLL for (int i = 0; i < 4; i++) of_x[group][i] = 0.0f;
             UNROLL for (int step = 0; step < kStepsOfGroup; step++)
                 multiply_tile<T>(of_x[group], ones, x[group * kStepsOfGroup + step]);
+            of_x[group][2] = of_x[group][0], of_x[group][3] = of_x[group][1];  // as they are: rows of ones are alike
         }
     }
 }
@@ -125,92 +120,18 @@ __device__ __forceinline__ void store_sum(const LinearRows& a, int64_t row, int6
         static_cast<T*>(a.out)[place] = from_float<T>(sum);
 }
 
-// A cluster along z, of one block or more, does 16 outputs and up to 8 · Tiles rows; each of its warps is a turn.
-template <typename Weight, int Tiles>
-__global__ void __launch_bounds__(kLinearThreads, 1) linear_kernel(LinearRows a, Weight weight, bool is_aligned) {
-    begin_kernel();
-    using T = typename Weight::Element;
-    constexpr int kOfTurn = Tiles * 4 * kWarpSize;  // sums
-    auto* parts = reinterpret_cast<float*>(dynamic_shared());
-    const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, g = lane / 4, t = lane % 4;
-    const int warps = int(blockDim.x) / kWarpSize, rank = int(blockIdx.z), turn = rank * warps + warp;
-    const int64_t panel = blockIdx.x, first_row = int64_t(blockIdx.y) * Tiles * kRowsOfTile;
-    const int64_t tiles = tiles_of(a.inputs);
-
-    float sums[Tiles][4] = {};
-    typename Weight::Tile ahead[Weight::kAhead];
-    UNROLL for (int i = 0; i < Weight::kAhead; i++)
-        if (turn + i * kTurns < tiles) ahead[i] = weight.load(panel, turn + i * kTurns);
-    KEEP_LOOP for (int64_t first = turn; first < tiles; first += Weight::kAhead * kTurns)
-        UNROLL for (int i = 0; i < Weight::kAhead; i++) {
-            const int64_t tile = first + i * kTurns, next = tile + Weight::kAhead * kTurns;
-            if (tile >= tiles) continue;
-            uint32_t x[Tiles][kSteps][2] = {};
-            UNROLL for (int n = 0; n < Tiles; n++) {
-                const int64_t row = first_row + n * kRowsOfTile + g;
-                const T* from = static_cast<const T*>(a.x) + row * a.row_stride;
-                if (row < a.rows) load_row<Weight::kRun>(x[n], from, tile, t, a.inputs, is_aligned);
-            }
-            const typename Weight::Tile mine = ahead[i];
-            if (next < tiles) ahead[i] = weight.load(panel, next);
-            uint32_t left[kSteps][4];
-            weight.widen(mine, left);
-            UNROLL for (int n = 0; n < Tiles; n++) {
-                float of_x[Weight::kGroups + 1][4];
-                sum_groups<Weight>(x[n], of_x);
-                weight.add(mine, left, x[n], of_x, sums[n]);
-            }
-        }
-
-    UNROLL for (int n = 0; n < Tiles; n++)
-        UNROLL for (int i = 0; i < 4; i++) parts[warp * kOfTurn + (n * 4 + i) * kWarpSize + lane] = sums[n][i];
-    const bool is_alone = warps == kTurns;
-    if (is_alone)
-        __syncthreads();
-    else
-        meet_cluster();
-    for (int index = rank * int(blockDim.x) + int(threadIdx.x); index < kOfTurn; index += kLinearThreads) {
-        const int n = index / (4 * kWarpSize), i = index / kWarpSize % 4, from = index % kWarpSize;
-        const int64_t output = panel * kTileOutputs + from / 4 + i / 2 * 8;
-        const int64_t row = first_row + n * kRowsOfTile + from % 4 * 2 + i % 2;
-        float sum = 0.0f;
-        UNROLL for (int w = 0; w < kTurns; w++) {
-            const float* theirs = is_alone ? parts : of_block(w / warps, parts);
-            const float part = theirs[w % warps * kOfTurn + index];
-            sum = w == 0 ? part : sum + part;
-        }
-        store_sum<T>(a, row, output, sum);
-    }
-    if (!is_alone) meet_cluster();  // before a block's memory goes
-}
-
-#include "linear_many.h"
+#include "linear_few.h"
 // TileWalk is there.
+#include "linear_many.h"
+// column_of is there.
 #include "linear_group.h"
+#include "linear_some.h"
 
-constexpr unsigned kMostInCluster = 4;
-
-template <int Tiles, typename Weight>
-int start_linear(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
-    const bool is_aligned = ::is_aligned<typename Weight::Element>(a.x, a.row_stride);
-    constexpr int64_t kRows = Tiles * kRowsOfTile;
-    dim3 grid(unsigned((a.outputs + kTileOutputs - 1) / kTileOutputs), unsigned((a.rows + kRows - 1) / kRows));
-    // A small matrix has fewer panels than the chip has processors: its turns are dealt out to several blocks each.
-    if (grid.x * grid.y < unsigned(chip().processors) && has_clusters<linear_kernel<Weight, Tiles>>())
-        while (grid.z < kMostInCluster && grid.x * grid.y * grid.z < unsigned(chip().processors)) grid.z *= 2;
-    const int warps = kTurns / int(grid.z);
-    const size_t bytes = size_t(warps) * Tiles * 4 * kWarpSize * sizeof(float);
-    return launch_clusters(name, linear_kernel<Weight, Tiles>, grid, grid.z, warps * kWarpSize, bytes, stream, a, weight,
-                           is_aligned);
-}
+constexpr int kFewRows = 16, kSomeRows = 64;
 
 template <typename Weight>
 int start_linear(const char* name, const LinearRows& a, const Weight& weight, void* stream) {
-    if (a.rows > kFewRows && has_whole_chunks<Weight>(a)) {
-        const bool takes_wgmma = has_wgmma() && !a.is_deterministic;
-        return takes_wgmma ? start_group(name, a, weight, stream) : start_many(name, a, weight, stream);
-    }
-    if (a.rows <= kRowsOfTile) return start_linear<1>(name, a, weight, stream);
-    if (a.rows <= 2 * kRowsOfTile) return start_linear<2>(name, a, weight, stream);
-    return start_linear<4>(name, a, weight, stream);
+    if (a.rows <= kFewRows || !has_whole_chunks<Weight>(a)) return start_few(name, a, weight, stream);
+    if (!has_wgmma() || a.is_deterministic) return start_many(name, a, weight, stream);
+    return a.rows <= kSomeRows ? start_some(name, a, weight, stream) : start_group(name, a, weight, stream);
 }

@@ -28,6 +28,29 @@ __device__ __forceinline__ void multiply_tile(float (&c)[4], const uint32_t (&a)
 #endif
 }
 
+// A float nearest to x that tf32 holds: of 11 bits.
+__device__ __forceinline__ float narrowed(float x) { return float_of((bits_of(x) + 0x1000) & 0xffffe000); }
+
+// c += a · b, m16n8k4 of what tf32 holds of floats, their first 11 bits: a[0]: row g, column t; a[1]: row g+8; b: column g,
+// row t.
+__device__ __forceinline__ void multiply_floats(float (&c)[4], const float (&a)[2], float b) {
+#if defined(__CUDACC__)
+    asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(b)));
+#else
+    const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
+    double sums[4] = {c[0], c[1], c[2], c[3]};
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++) {
+            const float left = __shfl_sync(kAllLanes, a[i / 2], 4 * g + k);
+            const float right = __shfl_sync(kAllLanes, b, 4 * (2 * t + i % 2) + k);
+            sums[i] += double(float_of(bits_of(left) & 0xffffe000)) * double(float_of(bits_of(right) & 0xffffe000));
+        }
+    for (int i = 0; i < 4; i++) c[i] = float(sums[i]);
+#endif
+}
+
 // Four 8 × 8 matrices of 16-bit elements from shared memory; lane i gives row i % 8 of matrix i / 8, 16 bytes at a
 // multiple of 16. Lane 4 · g + t gets columns 2t, 2t+1 of row g of each; transposed: row g and t change places.
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
@@ -77,6 +100,17 @@ __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, bool i
 #endif
 }
 
+// The same of 8 bytes.
+__device__ __forceinline__ void copy_8_bytes(void* to, const void* from, bool is_wanted) {
+#if defined(__CUDACC__)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
+                 "l"(from), "r"(is_wanted ? 8 : 0)
+                 : "memory");
+#else
+    emulation::copy_later({to, is_wanted ? from : nullptr, 8});
+#endif
+}
+
 // Ends a group of copies of this thread.
 __device__ __forceinline__ void commit_copies() {
 #if defined(__CUDACC__)
@@ -92,8 +126,12 @@ __device__ __forceinline__ void wait_for_copies() {
 #if defined(__CUDACC__)
     asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 #else
-    while (const emulation::Copy* copy = emulation::copy_due(Groups))
-        store_whole(copy->to, copy->from ? load_whole<uint4>(copy->from) : uint4{});
+    while (const emulation::Copy* copy = emulation::copy_due(Groups)) {
+        if (copy->bytes == 8)
+            store_whole(copy->to, copy->from ? load_whole<uint2>(copy->from) : uint2{});
+        else
+            store_whole(copy->to, copy->from ? load_whole<uint4>(copy->from) : uint4{});
+    }
 #endif
 }
 
@@ -177,6 +215,12 @@ __device__ __forceinline__ void pin(float (&sums)[Tiles][4]) {
     UNROLL for (int n = 0; n < Tiles; n++)
         UNROLL for (int i = 0; i < 4; i++) asm volatile("" : "+f"(sums[n][i])::"memory");
 }
+
+template <int Steps>
+__device__ __forceinline__ void pin(uint32_t (&left)[Steps][4]) {
+    UNROLL for (int step = 0; step < Steps; step++)
+        UNROLL for (int i = 0; i < 4; i++) asm volatile("" : "+r"(left[step][i])::"memory");
+}
 #endif
 
 // A warpgroup keeps as many registers a thread as it says, or takes as many, and waits until others have given enough.
@@ -193,6 +237,14 @@ __device__ __forceinline__ void take_registers() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
 #endif
+}
+
+// What is made of x is made anew after this, not once before a loop, which would keep it in registers.
+__device__ __forceinline__ int made_here(int x) {
+#if defined(__CUDACC__)
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
 }
 
 // What this thread wrote to shared memory is seen by products that begin after a barrier.
@@ -218,6 +270,17 @@ __device__ __forceinline__ void begin_products(float (&sums)[Tiles][4]) {
 #endif
 }
 
+// left: what they have as their left side, which was written since then too.
+template <int Tiles, int Steps>
+__device__ __forceinline__ void begin_products(float (&sums)[Tiles][4], uint32_t (&left)[Steps][4]) {
+#if defined(__CUDACC__)
+    pin(left);
+#else
+    (void)left;
+#endif
+    begin_products(sums);
+}
+
 __device__ __forceinline__ void commit_products() {
 #if !defined(__CUDACC__)
     emulation::commit_products();
@@ -234,32 +297,51 @@ inline const uint16_t* right_of(const emulation::Product& product, int column, i
     return product.right + column / kGroupRow * product.panel + swizzled(along, column % kGroupRow);
 }
 
+inline uint16_t shown(const uint16_t* from) { return emulation::is_shown(from) ? *from : emulation::kNan; }
+
+// Of a left side in shared memory, what a register of mma's would hold.
+inline uint32_t pair_of_left(const emulation::Product& product, int i) {
+    const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize % 4;
+    const int row = 16 * warp + lane / 4 + i % 2 * 8, along = 16 * product.step + lane % 4 * 2 + i / 2 * 8;
+    const uint16_t* from = product.left_rows + swizzled(row, along);
+    return uint32_t(shown(from)) | uint32_t(shown(from + 1)) << 16;
+}
+
 inline void end_products(int groups) {
     constexpr int kMostOfLane = emulation::kMostColumns / kWarpSize;
     const int lane = int(threadIdx.x) % kWarpSize;
     while (const emulation::Product* due = emulation::product_due(groups)) {
         uint16_t right[kMostOfLane][16];
         for (int i = 0, column = lane; column < due->columns; i++, column += kWarpSize)
-            for (int k = 0; k < 16; k++) {
-                const uint16_t* from = right_of(*due, column, k);
-                right[i][k] = emulation::is_shown(from) ? *from : emulation::kNan;
-            }
-        emulation::multiply_due(right);
+            for (int k = 0; k < 16; k++) right[i][k] = shown(right_of(*due, column, k));
+        uint32_t left[4];
+        for (int i = 0; i < 4; i++) left[i] = due->left ? due->left[i] : pair_of_left(*due, i);
+        emulation::multiply_due(left, right);
     }
 }
 #endif
 
-// Of all groups but the last ``Groups``. left: what products had as their left side, which is not written over before.
-template <int Groups, int Tiles, int Steps>
-__device__ __forceinline__ void wait_for_products(float (&sums)[Tiles][4], const uint32_t (&left)[Steps][4]) {
+// Of all groups but the last ``Groups``.
+template <int Groups, int Tiles>
+__device__ __forceinline__ void wait_for_products(float (&sums)[Tiles][4]) {
 #if !defined(__CUDACC__)
-    (void)sums, (void)left;
+    (void)sums;
     end_products(Groups);
 #else
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Groups) : "memory");
 #endif
     pin(sums);
+#endif
+}
+
+// left: what products had as their left side, which is not written over before.
+template <int Groups, int Tiles, int Steps>
+__device__ __forceinline__ void wait_for_products(float (&sums)[Tiles][4], const uint32_t (&left)[Steps][4]) {
+    wait_for_products<Groups>(sums);
+#if !defined(__CUDACC__)
+    (void)left;
+#else
     UNROLL for (int step = 0; step < Steps; step++)
         UNROLL for (int i = 0; i < 4; i++) asm volatile("" ::"r"(left[step][i]) : "memory");
 #endif
@@ -276,48 +358,92 @@ constexpr int kEightRows = 8 * kGroupRow * 2 >> 4;
 
 #define SUMS_OF(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
 #define SUMS_OF_4(n) SUMS_OF(n), SUMS_OF(n + 1), SUMS_OF(n + 2), SUMS_OF(n + 3)
-#define PRODUCT_64(type, across)                                                                                       \
-    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %37, 0;\n"                                                    \
+#define PRODUCT_OF_32(type, across)                                                                                       \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %21, 0;\n"                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {"                                      \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"                                \
+                 "}, {%16, %17, %18, %19}, %20, adds, 1, 1, " across ";\n}"                                            \
+                 : SUMS_OF_4(0)                                                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(int(adds))                         \
+                 : "memory")
+#define PRODUCT_64(type, operands, adds_at, ...)                                                                       \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, " adds_at ", 0;\n"                                            \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                      \
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
                  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                                               \
-                 "}, {%32, %33, %34, %35}, %36, adds, 1, 1, " across ";\n}"                                            \
+                 "}, " operands ";\n}"                                                                                 \
                  : SUMS_OF_4(0), SUMS_OF_4(4)                                                                          \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(int(adds))                         \
+                 : __VA_ARGS__, "l"(descriptor), "r"(int(adds))                                                        \
                  : "memory")
-#define PRODUCT_128(type, across)                                                                                      \
-    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %69, 0;\n"                                                    \
+#define PRODUCT_128(type, operands, adds_at, ...)                                                                      \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, " adds_at ", 0;\n"                                            \
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                     \
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
                  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "     \
                  "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "     \
                  "%59, %60, %61, %62, %63"                                                                             \
-                 "}, {%64, %65, %66, %67}, %68, adds, 1, 1, " across ";\n}"                                            \
+                 "}, " operands ";\n}"                                                                                 \
                  : SUMS_OF_4(0), SUMS_OF_4(4), SUMS_OF_4(8), SUMS_OF_4(12)                                             \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(int(adds))                         \
+                 : __VA_ARGS__, "l"(descriptor), "r"(int(adds))                                                        \
                  : "memory")
+// The left side in registers.
+#define PRODUCT_OF_64(type, across)                                                                                    \
+    PRODUCT_64(type, "{%32, %33, %34, %35}, %36, adds, 1, 1, " across, "%37", "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]))
+#define PRODUCT_OF_128(type, across)                                                                                   \
+    PRODUCT_128(type, "{%64, %65, %66, %67}, %68, adds, 1, 1, " across, "%69", "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]))
 #endif
 
 // c = (adds ? c : 0) + a · the step-th 16 elements of ``Tiles`` · 8 rows
 template <typename T, int Tiles>
 __device__ __forceinline__ void multiply_group(float (&c)[Tiles][4], const uint32_t (&a)[4], const T* rows, int step,
                                                bool adds) {
-    static_assert(Tiles == 8 || Tiles == 16, "a wgmma of 64 or 128 columns");
+    static_assert(Tiles == 4 || Tiles == 8 || Tiles == 16, "a wgmma of 32, 64 or 128 columns");
 #if !defined(__CUDACC__)
     emulation::multiply_later(
-        {&c[0][0], a, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, 0, adds, std::is_same_v<T, bf16>});
+        {&c[0][0], a, nullptr, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, 0, adds, std::is_same_v<T, bf16>});
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    const uint64_t descriptor = descriptor_of(rows, 1, kEightRows) + 2 * uint64_t(step);
+    if constexpr (Tiles == 4) {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_OF_32("bf16", "0");
+        else
+            PRODUCT_OF_32("f16", "0");
+    } else if constexpr (Tiles == 8) {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_OF_64("bf16", "0");
+        else
+            PRODUCT_OF_64("f16", "0");
+    } else {
+        if constexpr (std::is_same_v<T, bf16>)
+            PRODUCT_OF_128("bf16", "0");
+        else
+            PRODUCT_OF_128("f16", "0");
+    }
+#endif
+}
+
+// The same with the left side in shared memory too: the warpgroup's 64 rows, at a multiple of 1024 bytes.
+template <typename T, int Tiles>
+__device__ __forceinline__ void multiply_group_shared(float (&c)[Tiles][4], const T* left_rows, const T* rows, int step,
+                                                      bool adds) {
+    static_assert(Tiles == 8 || Tiles == 16, "a wgmma of 64 or 128 columns");
+#if !defined(__CUDACC__)
+    emulation::multiply_later({&c[0][0], nullptr, reinterpret_cast<const uint16_t*>(left_rows),
+                               reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, 0, adds,
+                               std::is_same_v<T, bf16>});
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    const uint64_t left = descriptor_of(left_rows, 1, kEightRows) + 2 * uint64_t(step);
     const uint64_t descriptor = descriptor_of(rows, 1, kEightRows) + 2 * uint64_t(step);
     if constexpr (Tiles == 8) {
         if constexpr (std::is_same_v<T, bf16>)
-            PRODUCT_64("bf16", "0");
+            PRODUCT_64("bf16", "%32, %33, adds, 1, 1, 0, 0", "%34", "l"(left));
         else
-            PRODUCT_64("f16", "0");
+            PRODUCT_64("f16", "%32, %33, adds, 1, 1, 0, 0", "%34", "l"(left));
     } else {
         if constexpr (std::is_same_v<T, bf16>)
-            PRODUCT_128("bf16", "0");
+            PRODUCT_128("bf16", "%64, %65, adds, 1, 1, 0, 0", "%66", "l"(left));
         else
-            PRODUCT_128("f16", "0");
+            PRODUCT_128("f16", "%64, %65, adds, 1, 1, 0, 0", "%66", "l"(left));
     }
 #endif
 }
@@ -329,20 +455,20 @@ __device__ __forceinline__ void multiply_group_rows(float (&c)[Tiles][4], const 
     static_assert(Tiles == 8 || Tiles == 16, "a wgmma of 64 or 128 columns");
 #if !defined(__CUDACC__)
     emulation::multiply_later(
-        {&c[0][0], a, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, panel, true, std::is_same_v<T, bf16>});
+        {&c[0][0], a, nullptr, reinterpret_cast<const uint16_t*>(rows), Tiles * 8, step, panel, true, std::is_same_v<T, bf16>});
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr bool adds = true;
     const uint64_t descriptor = descriptor_of(rows, panel * 2 >> 4, kEightRows) + 2 * kEightRows * uint64_t(step);
     if constexpr (Tiles == 8) {
         if constexpr (std::is_same_v<T, bf16>)
-            PRODUCT_64("bf16", "1");
+            PRODUCT_OF_64("bf16", "1");
         else
-            PRODUCT_64("f16", "1");
+            PRODUCT_OF_64("f16", "1");
     } else {
         if constexpr (std::is_same_v<T, bf16>)
-            PRODUCT_128("bf16", "1");
+            PRODUCT_OF_128("bf16", "1");
         else
-            PRODUCT_128("f16", "1");
+            PRODUCT_OF_128("f16", "1");
     }
 #endif
 }

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from shoal.cuda_ext import reference
 from shoal.cuda_ext.cuda_binding import CudaLibrary
+from shoal.cuda_ext.cuda_ops import workspace_floats
 
 pytestmark = pytest.mark.usefixtures("chip")
 
 FP8 = torch.float8_e4m3fn
-SECTION = 256
 
 
 @dataclass
@@ -38,7 +38,8 @@ class Case:
         sequences, table_width = self.block_tables.shape
         blocks, kv_heads, block_size, _ = self.k_cache.shape
         most_context = table_width * block_size
-        workspace = torch.full((sequences * heads * -(-most_context // SECTION) * (dim + 2),), torch.nan)
+        workspace = torch.full((workspace_floats(sequences, heads, dim, most_context),), torch.nan)
+        counters = workspace[workspace.numel() - sequences * heads :].zero_()
         out, fault = (
             torch.full((tokens, heads, dim), torch.nan, dtype=self.q.dtype),
             torch.zeros(1, dtype=torch.int32),
@@ -55,12 +56,13 @@ class Case:
             is_deterministic=self.is_deterministic,
         )  # fmt: skip
         assert fault.item() == self.fault
+        assert not counters.any()
         return out
 
     @property
     def multiplied(self) -> torch.dtype:
         """What the tensor cores are given."""
-        return torch.bfloat16 if self.k_cache.dtype == FP8 else self.k_cache.dtype
+        return torch.float16 if self.k_cache.dtype == FP8 else self.k_cache.dtype
 
     def truth(self, *, of_sizes: bool = False) -> Tensor:
         """of_sizes: with the values' magnitudes."""
@@ -160,16 +162,28 @@ def test_blocks_of_other_sizes(
     dim: int,
     cache_dtype: torch.dtype,
 ) -> None:
-    """For chips with 99 KiB a block, for those that large blocks fill, with wgmma: to the same bits, as the emulation
-    rounds."""
-    case = make_case(fresh, [(1, 77), (45, 400)], dim=dim, cache_dtype=cache_dtype)
+    """For chips with 99 KiB a block, and for those that large blocks fill: to the same bits. With wgmma as true."""
+    case = make_case(fresh, [(1, 77), (45, 400)], dim=dim, cache_dtype=cache_dtype, is_deterministic=1)
     assert_true(emulation, case)
     expected = case.run(emulation)
     for chip in ("80:1", "86:1", "89", "90", "90:1", "100"):
         monkeypatch.setenv("SHOAL_EMULATED_CHIP", chip)
         assert torch.equal(case.run(emulation), expected)
-    monkeypatch.setenv("SHOAL_EMULATED_CHIP", "90:1")
-    assert torch.equal(replace(case, is_deterministic=1).run(emulation), expected)
+        assert_true(emulation, replace(case, is_deterministic=0))
+
+
+@pytest.mark.parametrize(("window", "soft_cap"), [(0, 0.0), (130, 0.0), (257, 3.0)])
+@pytest.mark.parametrize(
+    ("dim", "cache_dtype"),
+    [(128, torch.bfloat16), (56, torch.float16), (256, torch.bfloat16), (112, FP8), (256, FP8)],
+)
+def test_long_chunks(
+    cuda: CudaLibrary, fresh: torch.Generator, window: int, soft_cap: float, dim: int, cache_dtype: torch.dtype
+) -> None:
+    """Of several blocks of rows and tiles of positions each; their last ones not full."""
+    rows = [(75, 300), (1, 200), (49, 49), (64, 513)]
+    more = {"window": window, "soft_cap": soft_cap, **(head_scales() if cache_dtype == FP8 else {})}
+    assert_true(cuda, make_case(fresh, rows, dim=dim, cache_dtype=cache_dtype, **more))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 1), (9, 3), (14, 2), (37, 1)])
@@ -223,7 +237,8 @@ def test_a_row_does_not_depend_on_batch_or_chunking(
 ) -> None:
     """A chunk's tokens, one by one as decodes, and cut otherwise."""
     rows = [(1, 90), (40, 560), (2, 30)]
-    more = {"window": window, "soft_cap": soft_cap, **(head_scales() if cache_dtype == FP8 else {})}
+    more = {"window": window, "soft_cap": soft_cap, "is_deterministic": 1}
+    more |= head_scales() if cache_dtype == FP8 else {}
     case = make_case(fresh, rows, dim=dim, cache_dtype=cache_dtype, **more)
     starts = case.query_starts.tolist()
     together = case.run(cuda)
@@ -231,6 +246,20 @@ def test_a_row_does_not_depend_on_batch_or_chunking(
         parts = [alone(case, 1, first, min(first + step, 40)).run(cuda) for first in range(0, 40, step)]
         assert torch.equal(torch.cat(parts), together[starts[1] : starts[2]])
     assert torch.equal(alone(case, 0, 0, 1).run(cuda), together[:1])
+
+
+@pytest.mark.parametrize("window", [0, 1500])
+@pytest.mark.parametrize(
+    ("heads", "dim", "cache_dtype"), [(2, 16, torch.bfloat16), (10, 72, torch.float16), (9, 144, FP8)]
+)
+def test_single_tokens_after_many_sections(
+    cuda: CudaLibrary, fresh: torch.Generator, window: int, heads: int, dim: int, cache_dtype: torch.dtype
+) -> None:
+    """More than a block has at once and a warp looks through, to the bits of the same tokens as a chunk's."""
+    more = {"heads": heads, "kv_heads": 1, "dim": dim, "cache_dtype": cache_dtype}
+    case = make_case(fresh, [(1, 2100), (2, 8500), (1, 3)], window=window, is_deterministic=1, **more)
+    assert_true(cuda, case)
+    assert torch.equal(alone(case, 1, 1, 2).run(cuda), case.run(cuda)[2:3])
 
 
 def test_nan_in_one_sequence_stays_there(cuda: CudaLibrary, fresh: torch.Generator) -> None:

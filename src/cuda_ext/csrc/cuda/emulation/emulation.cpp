@@ -81,6 +81,7 @@ struct Warp {
     uint32_t votes[2];
     const void* pointers[2][kWarp];
     const Product* products[kWarp];
+    uint32_t left[kWarp][4];
     uint16_t right[kMostColumns][16];
     int arrived = 0, size = 0;
     Together kind = Together::kNothing;
@@ -485,7 +486,8 @@ void multiply_later(const Product& product) {
     const auto begin = products.items.begin() + ptrdiff_t(products.done);
     const bool goes_on = std::any_of(begin, products.items.end(),
                                      [&](const Waiting& other) { return other.product.sums == product.sums; });
-    const bool is_aligned = reinterpret_cast<uintptr_t>(product.right) % kSharedAlignment == 0;
+    const auto is_in_place = [](const void* rows) { return reinterpret_cast<uintptr_t>(rows) % kSharedAlignment == 0; };
+    const bool is_aligned = is_in_place(product.right) && is_in_place(product.left_rows);
     Waiting waiting{product, {}, me().has_begun && is_aligned};
     if (!goes_on) {
         float *sums = product.sums, *end = sums + product.columns / 2;
@@ -510,7 +512,7 @@ static void multiply_group(Warp& warp) {
     double a[16][16], b[16];
     const Product& shape = *warp.products[0];
     for (int lane = 0; lane < kWarp; lane++) {
-        const uint32_t* left = warp.products[lane]->left;
+        const uint32_t* left = warp.left[lane];
         for (int i = 0; i < 4; i++)
             for (int half = 0; half < 2; half++)
                 a[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8 + half] =
@@ -526,10 +528,11 @@ static void multiply_group(Warp& warp) {
     }
 }
 
-void multiply_due(const uint16_t (*right)[16]) {
+void multiply_due(const uint32_t (&left)[4], const uint16_t (*right)[16]) {
     Fibre& mine = me();
     std::copy(mine.due->saved.begin(), mine.due->saved.end(), mine.due->product.sums);
     mine.warp->products[mine.lane] = &mine.due->product;
+    std::copy_n(left, 4, mine.warp->left[mine.lane]);
     for (int i = 0, column = mine.lane; column < mine.due->product.columns; i++, column += kWarp)
         std::copy_n(right[i], 16, mine.warp->right[column]);
     if (meet_warp(Together::kMultiplyGroup, 0)) multiply_group(*mine.warp);

@@ -26,6 +26,10 @@ struct alignas(8) uint2 {
     uint32_t x, y;
 };
 
+struct alignas(8) float2 {
+    float x, y;
+};
+
 struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
@@ -44,18 +48,20 @@ constexpr int kWarp = 32;
 constexpr int kMostColumns = 256;  // of a product of wgmma
 constexpr uint16_t kNan = 0x7fff;  // in bfloat16 and in half precision
 
-// A copy that cp.async has been asked for, 16 bytes or zeros.
+// A copy that cp.async has been asked for, 16 or 8 bytes or zeros.
 struct Copy {
     void* to;
     const void* from;
+    int bytes = 16;
 };
 
 // A warp's part of a product that wgmma has been asked for: 16 rows times ``columns`` columns, the step-th 16 elements of
 // each. panel: 0 where a column is a row of 64 elements in shared memory, else how far apart panels of 64 columns are, in
-// elements. sums and left: this lane's, as mma's.
+// elements. sums and left: this lane's, as mma's; or left_rows, the 64 rows of the warpgroup's left side.
 struct Product {
     float* sums;
     const uint32_t* left;
+    const uint16_t* left_rows;
     const uint16_t* right;
     int columns, step, panel;
     bool adds, is_bfloat16;
@@ -109,10 +115,10 @@ void begin_products();
 void multiply_later(const Product& product);
 void commit_products();
 
-// The oldest product that is not among the ``groups`` last committed ones, or null; then every lane gives its part of the
-// right side, columns lane, lane + 32, …, which is read that late.
+// The oldest product that is not among the ``groups`` last committed ones, or null; then every lane gives its parts of the
+// left side and of the right side, columns lane, lane + 32, …, which are read that late.
 const Product* product_due(int groups);
-void multiply_due(const uint16_t (*right)[16]);
+void multiply_due(const uint32_t (&left)[4], const uint16_t (*right)[16]);
 
 using Body = void (*)(const void* context);
 
@@ -163,6 +169,15 @@ T __shfl_sync(unsigned, T mine, int from) {
 
 inline uint32_t __ballot_sync(unsigned, bool mine) { return emulation::ballot(mine); }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+
+// Byte i of the result is the one that nibble i of ``selector`` names, of low's four and then of high's.
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+    const uint64_t bytes = uint64_t(high) << 32 | low;
+    uint32_t made = 0;
+    for (int i = 0; i < 4; i++) made |= uint32_t(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return made;
+}
+
 inline int __ffs(uint32_t bits) { return __builtin_ffs(int(bits)); }
 
 template <typename T>
