@@ -73,7 +73,7 @@ PICKS = {
     "add_rms_norm": "a block a row, eight elements a thread up to 8192",
     "rope_write_kv": "eight pairs of a head a thread",
     "gated_activation": "eight elements a thread",
-    "embed": "eight elements a thread; a block a token from quantised tables",
+    "embed": "eight elements a thread, one from quantised tables",
     "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64; "
     "on sm_90a then wgmma, 128 × 64 or 128; fp8 weights to 16-bit floats in registers",
     "linear_quantised": "as linear, 128 × 64; codes to 16-bit floats in registers, scales on a group's sum",

@@ -230,8 +230,8 @@ PLANTED = {
     "no barrier before other blocks' histograms are added": Planted(
         "draw",
         "draw.cu",
-        "        team.meet();\n        Mass mine = 0;",
-        "        Mass mine = 0;",
+        "        team.meet();\n        KEEP_LOOP",
+        "        __syncthreads();\n        KEEP_LOOP",
         "thread",
         "data race",
         "90",

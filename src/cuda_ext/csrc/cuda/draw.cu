@@ -275,8 +275,15 @@ __device__ __forceinline__ void draw_token(const DrawArgs& a, Shared<Blocks>& sh
     drawing.reach(passed < total ? passed + 1 : total, kMass, before, [&](int id) { a.ids[row] = id; });
 }
 
+// Blocks of clusters that a processor is to have at once.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int kTogether = 3;
+#else
+constexpr int kTogether = 2;
+#endif
+
 template <int Blocks>
-__global__ void __launch_bounds__(kRowThreads, Blocks > 1 ? 3 : 2) draw_kernel(DrawArgs a, bool is_aligned) {
+__global__ void __launch_bounds__(kRowThreads, Blocks > 1 ? kTogether : 1) draw_kernel(DrawArgs a, bool is_aligned) {
     begin_kernel();
     auto& shared = *reinterpret_cast<Shared<Blocks>*>(dynamic_shared());
     RowTeam<Blocks> team{shared.exchange, reinterpret_cast<FourLogits*>(&shared + 1),

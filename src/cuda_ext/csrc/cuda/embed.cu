@@ -1,5 +1,5 @@
-// Rows of the embedding matrix, gathered and scaled; ids that this rank does not hold give zeros. A thread
-// does eight elements; of a quantised matrix a block a token.
+// Rows of the embedding matrix, gathered and scaled; ids that this rank does not hold give zeros. A thread does eight
+// elements, of a quantised matrix one.
 #include "launch.h"
 #include "quantised.h"
 
@@ -22,14 +22,15 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a, bool align
 __global__ void __launch_bounds__(kThreads) embed_quantised_kernel(EmbedArgs a, WeightFormat format) {
     begin_kernel();
     const int64_t token = blockIdx.x, row = a.ids[token] - a.first_id;
-    const bool is_held = row >= 0 && row < a.rows;
-    const int64_t tile_bytes = format.tile_bytes();
-    const auto* panel = static_cast<const uint8_t*>(a.table) + row / kTileOutputs * tiles_of(a.dim) * tile_bytes;
-    for (int64_t i = threadIdx.x; i < a.dim; i += kThreads) {
-        const uint8_t* tile = panel + i / kTileInputs * tile_bytes;
-        const float weight = is_held ? weight_at(tile, format, int(row % kTileOutputs), int(i % kTileInputs)) : 0.0f;
-        a.out[token * a.dim + i] = weight * float(a.scale);
+    const int i = int(blockIdx.y * kThreads + threadIdx.x);
+    if (i >= a.dim) return;
+    float weight = 0.0f;
+    if (row >= 0 && row < a.rows) {
+        const int64_t panel = row / kTileOutputs * tiles_of(a.dim);
+        const uint8_t* tile = static_cast<const uint8_t*>(a.table) + (panel + i / kTileInputs) * format.tile_bytes();
+        weight = weight_at(tile, format, int(row % kTileOutputs), i % kTileInputs);
     }
+    a.out[token * a.dim + i] = weight * float(a.scale);
 }
 
 template <typename T>
@@ -45,5 +46,6 @@ extern "C" EXPORT int shoal_embed(const EmbedArgs* a) {
     if (!a->bits) return a->dtype == kBFloat16 ? start<bf16>(*a) : start<fp16>(*a);
     const WeightFormat format{int(a->bits), int(a->group), a->has_offset != 0};
     if (!format.exists()) return kNotSupported;
-    return launch("embed", embed_quantised_kernel, dim3(unsigned(a->tokens)), kThreads, 0, a->stream, *a, format);
+    const dim3 grid(unsigned(a->tokens), unsigned((a->dim + kThreads - 1) / kThreads));
+    return launch("embed", embed_quantised_kernel, grid, kThreads, 0, a->stream, *a, format);
 }
