@@ -94,7 +94,7 @@ template <typename T, int Dim>
 struct WarpRows {
     static constexpr int kPart = 8;  // eights of columns that products are made of together
     float sums[Dim / 8][4];
-    Softmax softmax[2];  // total: of this lane's columns, until finish_section
+    Softmax softmax[2];
 
     __device__ __forceinline__ void start_section() {
         UNROLL for (int n = 0; n < Dim / 8; n++)
@@ -164,35 +164,6 @@ struct WarpRows {
         }
     }
 
-    // The products of a tile, from the begin-th on, become weights relative to the rows' peaks. keep: what the sums so far
-    // are to be multiplied with.
-    template <int Products>
-    __device__ __forceinline__ void weigh(float (&s)[Products][4], int begin, float (&keep)[2], int first,
-                                          const int (&positions)[2], const Scores& scores) {
-        const int t = int(threadIdx.x) % 4;
-        UNROLL for (int row = 0; row < 2; row++) {
-            float peak = softmax[row].peak;
-            UNROLL for (int n = 0; n < kTileKeys / 8; n++)
-                UNROLL for (int i = 0; i < 2; i++) {
-                    float& score = s[begin + n][2 * row + i];
-                    const bool is_seen = scores.is_seen(first + n * 8 + 2 * t + i, positions[row]);
-                    score = is_seen ? scores.of(score) : -INFINITY;
-                    // NaN is kept, which fmaxf would not do.
-                    peak = score != score || score > peak ? score : peak;
-                }
-            UNROLL for (int mask = 1; mask < 4; mask *= 2) {
-                const float other = __shfl_xor_sync(kAllLanes, peak, mask);
-                peak = other != other || other > peak ? other : peak;
-            }
-            const float from = peak == -INFINITY ? 0.0f : peak;
-            keep[row] = exp_two(softmax[row].peak - from);
-            float total = softmax[row].total * keep[row];
-            UNROLL for (int n = begin; n < begin + kTileKeys / 8; n++)
-                UNROLL for (int i = 0; i < 2; i++) total += s[n][2 * row + i] = exp_two(s[n][2 * row + i] - from);
-            softmax[row] = {peak, total};
-        }
-    }
-
     __device__ __forceinline__ void rescale(const float (&keep)[2]) {
         UNROLL for (int n = 0; n < Dim / 8; n++)
             UNROLL for (int i = 0; i < 4; i++) sums[n][i] *= keep[i / 2];
@@ -225,13 +196,6 @@ struct WarpRows {
                 take(n + 1, high);
             }
         }
-    }
-
-    // The rows' totals, over the lanes that share a row.
-    __device__ __forceinline__ void finish_section() {
-        UNROLL for (int row = 0; row < 2; row++)
-            UNROLL for (int mask = 1; mask < 4; mask *= 2)
-                softmax[row].total += __shfl_xor_sync(kAllLanes, softmax[row].total, mask);
     }
 };
 
