@@ -397,6 +397,7 @@ def plant(planted: Planted, to: Path) -> Path:
     scheduler = ["-DSHOAL_THREAD_SANITIZER"] if planted.sanitize == "thread" else checks
     compiling = [
         (sources / "library.cu", checks),
+        (sources / "library_product.cu", checks),
         *((path, checks) for path in sorted(sources.glob(f"{planted.operator}*.cu")) if is_of(planted, path)),
         *((path, scheduler) for path in sorted((sources / "emulation").glob("*.cpp"))),
     ]
