@@ -64,7 +64,7 @@ def embed(random: torch.Generator) -> list[Call]:
 
 
 def linear(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
-    """Few rows, and many; of a plain weight and of an fp8 one."""
+    """Few rows, some, and many; of a plain weight and of an fp8 one."""
     x, weight = (
         torch.randn(70, 1408, generator=random).to(BF16),
         torch.randn(35, 1408, generator=random).to(BF16),
@@ -79,7 +79,7 @@ def linear(random: torch.Generator, is_deterministic: int = 0) -> list[Call]:
     }
     return [
         ("linear", {"out": _zeros(rows, 35), "rows": rows, "x": x, **sizes, **kinds, **one})
-        for rows in (11, 70)
+        for rows in (11, 40, 70)
         for one in (plain, narrow)
     ]
 
@@ -96,7 +96,7 @@ def linear_quantised(random: torch.Generator) -> list[Call]:
     plain = {"out": _zeros(35, 640), "panels": panels, "rows": 35, "columns": 640}
     return [
         ("pack_quantised", {**packing, **form}),
-        *(("linear_quantised", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 70)),
+        *(("linear_quantised", {"out": _zeros(rows, 35), "rows": rows, **fields}) for rows in (11, 40, 70)),
         ("dequantise", {**plain, **form, "has_offset": 1, "dtype": 1}),
     ]
 

@@ -204,23 +204,23 @@ PLANTED = {
         "data race",
     ),
     "no barrier before other blocks' turns are added": Planted(
-        "linear", "linear_few.h", "else\n                    meet_cluster();", ";", "thread", "data race", "90"
+        "linear", "linear_few.h", "else\n            meet_cluster();", ";", "thread", "data race", "90"
     ),
     "a block that leaves before its turns are added": Planted(
         "linear",
         "linear_few.h",
-        "    if (warps < kTurns) meet_cluster();",
+        "    if (!is_alone) meet_cluster();",
         "",
         MEMORY,
         "heap-use-after-free",
         "90",
     ),
     "no barrier before wgmma's sums of other blocks are added": Planted(
-        "linear", "linear_group.h", "else\n        meet_cluster();", ";", "thread", "data race", "90"
+        "linear", "linear_some.h", "else\n        meet_cluster();", ";", "thread", "data race", "90"
     ),
     "a block that leaves before its sums of wgmma are added": Planted(
         "linear",
-        "linear_group.h",
+        "linear_some.h",
         "    if (!is_alone) meet_cluster();",
         "",
         MEMORY,
@@ -252,6 +252,24 @@ PLANTED = {
         "",
         MEMORY,
         "heap-use-after-free",
+        "90",
+    ),
+    "turns that are added before they are there": Planted(
+        "linear",
+        "linear_few.h",
+        "            wait_for_phase(barrier, group);",
+        "            ;",
+        "thread",
+        "data race",
+        "90:1",
+    ),
+    "no barrier before wgmma reads some rows": Planted(
+        "linear",
+        "linear_some.h",
+        "        show_to_products();\n        __syncthreads();",
+        "        show_to_products();",
+        "thread",
+        "data race",
         "90",
     ),
     "no barrier before wgmma reads its rows": Planted(
@@ -370,6 +388,7 @@ def plant(planted: Planted, to: Path) -> Path:
     scheduler = ["-DSHOAL_THREAD_SANITIZER"] if planted.sanitize == "thread" else checks
     compiling = [
         (sources / "library.cu", checks),
+        (sources / "library_product.cu", checks),
         *((path, checks) for path in sorted(sources.glob(f"{planted.operator}*.cu")) if is_of(planted, path)),
         *((path, scheduler) for path in sorted((sources / "emulation").glob("*.cpp"))),
     ]
@@ -445,10 +464,11 @@ HURRIED = [
     ),
     ("paged_attention", "90", "attention_group.h", "wait_for_products<0>(s);", "wait_for_products<1>(s);"),
     ("paged_attention", "90", "attention_group.h", "wait_for_products<1>(s);", "wait_for_products<2>(s);"),
-    ("linear", "80", "linear_few.h", "wait_for_copies<kLeastSlots - 2>", "wait_for_copies<kLeastSlots - 1>"),
-    ("linear", "90", "linear_group.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
-    ("linear", "90", "linear_group.h", "wait_for_products<0>(product", "wait_for_products<1>(product"),
-    ("linear", "90", "linear_group.h", "            begin_products(product);\n", ""),
+    ("linear", "80", "linear_few.h", "wait_for_copies<(kDepth > 1 ? 1 : 0)>", "wait_for_copies<kDepth>"),
+    ("linear", "90:1", "linear_few.h", "wait_for_copies<kDepth - 1>", "wait_for_copies<kDepth>"),
+    ("linear", "90", "linear_some.h", "wait_for_copies<kStages - 2>", "wait_for_copies<kStages - 1>"),
+    ("linear", "90", "linear_some.h", "wait_for_products<0>(product", "wait_for_products<1>(product"),
+    ("linear", "90", "linear_some.h", "            begin_products(product);\n", ""),
     (
         "paged_attention",
         "90",

@@ -8,9 +8,9 @@
 constexpr int kLeastSlots = 3;  // of chunks: two come while one is read
 constexpr unsigned kMostInCluster = 4;
 
-// Up to 8 rows, two sets of turns; up to 16, one, whose tiles come the earlier.
-template <int Tiles>
-constexpr int kMostSets = Tiles == 1 ? 2 : 1;
+// Up to 8 rows, two sets of turns where registers suffice; up to 16, one, whose tiles come the earlier.
+template <typename Weight, int Tiles>
+constexpr int kMostSets = Tiles == 1 && Weight::kGroups <= 2 ? 2 : 1;
 template <typename Weight, int Tiles>
 constexpr int kInFlight = Tiles == 1 ? Weight::kAhead : 2 * Weight::kAhead - 1;
 
@@ -62,7 +62,7 @@ __device__ __forceinline__ void fetch_chunk(const LinearRows& a, int first_row, 
 
 // A cluster along z, of one block or more, does its share of the panels with up to 8 · Tiles rows.
 template <typename Weight, int Tiles>
-__global__ void __launch_bounds__(kMostSets<Tiles> * kTurns * kWarpSize, 1)
+__global__ void __launch_bounds__(kMostSets<Weight, Tiles> * kTurns * kWarpSize, 1)
     linear_kernel(LinearRows a, Weight weight, FewShape shape, bool is_aligned) {
     begin_kernel();
     using T = typename Weight::Element;
@@ -238,7 +238,7 @@ int start_few(const char* name, const LinearRows& a, const Weight& weight, void*
     };
     const auto suffices = [&](int sets) { return slots_of(sets) == chunks || slots_of(sets) >= kLeastSlots; };
     // All of x is better than two sets of turns, and these are better than one.
-    int sets = kMostSets<Tiles>;
+    int sets = kMostSets<Weight, Tiles>;
     if (panels <= processors || !suffices(sets) || (slots_of(sets) < chunks && slots_of(1) == chunks)) sets = 1;
     while (rows > 1 && !suffices(sets)) rows = (rows + 1) / 2;
     grid.y = unsigned((a.rows + rows - 1) / rows);

@@ -1,13 +1,13 @@
 // out = x · weightᵀ + bias. The weight is the product's left side and rows of x are columns of the right one, so no row
 // meets another. Three kernels, for few rows (where reading the weight is what takes time), for many, and for many with
-// wgmma, that add up alike:
-// turn w of eight takes the weight's tiles of 64 inputs w, w + 8, w + 16, …, and turns are added up in order. How a row's
-// sum is ordered thus depends on the number of inputs alone, not on which warp of which block took a turn.
+// wgmma, add up alike: turn w of sixteen takes the weight's tiles of 64 inputs w, w + 16, w + 32, …, and turns are added up
+// in order. How a row's sum is ordered thus depends on the number of inputs alone, not on which warp of which block took a
+// turn. A fourth one, for some rows with wgmma, has an order of its own.
 //
 // A Weight says how a tile of 16 outputs is loaded and multiplied:
 //   Tile                          what a lane holds of one
 //   kRun                          inputs that a lane takes side by side (quantised.h)
-//   kAhead                        tiles in flight, for few rows
+//   kAhead                        tiles of a warp in flight, for few rows
 //   kPanels                       of 16 outputs that a warp does at once, for many rows
 //   kScales                       groups of inputs that are scaled each by itself, or 0
 //   kGroups                       those whose sums of x ``add`` needs: all or 0

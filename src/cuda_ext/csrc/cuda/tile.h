@@ -100,17 +100,6 @@ __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, bool i
 #endif
 }
 
-// The same of 8 bytes.
-__device__ __forceinline__ void copy_8_bytes(void* to, const void* from, bool is_wanted) {
-#if defined(__CUDACC__)
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
-                 "l"(from), "r"(is_wanted ? 8 : 0)
-                 : "memory");
-#else
-    emulation::copy_later({to, is_wanted ? from : nullptr, 8});
-#endif
-}
-
 // Ends a group of copies of this thread.
 __device__ __forceinline__ void commit_copies() {
 #if defined(__CUDACC__)
@@ -126,12 +115,8 @@ __device__ __forceinline__ void wait_for_copies() {
 #if defined(__CUDACC__)
     asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 #else
-    while (const emulation::Copy* copy = emulation::copy_due(Groups)) {
-        if (copy->bytes == 8)
-            store_whole(copy->to, copy->from ? load_whole<uint2>(copy->from) : uint2{});
-        else
-            store_whole(copy->to, copy->from ? load_whole<uint4>(copy->from) : uint4{});
-    }
+    while (const emulation::Copy* copy = emulation::copy_due(Groups))
+        store_whole(copy->to, copy->from ? load_whole<uint4>(copy->from) : uint4{});
 #endif
 }
 

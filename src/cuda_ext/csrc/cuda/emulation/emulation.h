@@ -48,11 +48,10 @@ constexpr int kWarp = 32;
 constexpr int kMostColumns = 256;  // of a product of wgmma
 constexpr uint16_t kNan = 0x7fff;  // in bfloat16 and in half precision
 
-// A copy that cp.async has been asked for, 16 or 8 bytes or zeros.
+// A copy that cp.async has been asked for, 16 bytes or zeros.
 struct Copy {
     void* to;
     const void* from;
-    int bytes = 16;
 };
 
 // A warp's part of a product that wgmma has been asked for: 16 rows times ``columns`` columns, the step-th 16 elements of
