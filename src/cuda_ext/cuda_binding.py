@@ -74,15 +74,14 @@ PICKS = {
     "rope_write_kv": "eight pairs of a head a thread",
     "gated_activation": "eight elements a thread",
     "embed": "eight elements a thread, one from quantised tables",
-    "linear": "mma.m16n8k16, weights straight to registers; up to 64 rows 16 × 8, 16 or 32 a block, then 256 × 64; "
-    "on sm_90a then wgmma, 128 × 64 or 128; fp8 weights to 16-bit floats in registers",
-    "linear_quantised": "as linear, 128 × 64; codes to 16-bit floats in registers, scales on a group's sum",
+    "linear": "mma.m16n8k16, blocks that walk panels of 16 outputs, up to 8 rows of plain weights and 16 of fp8; then "
+    "cuBLAS, of fp8 from 65 rows on; without it wgmma on sm_90a; deterministic and elsewhere mma, 256 × 64 a block",
+    "linear_quantised": "as linear of fp8; codes to 16-bit floats in registers, scales on a group's sum",
     "pack_quantised": "a block a tile of 16 × 64",
-    "dequantise": "a block a tile of 16 × 64",
+    "dequantise": "a warp four tiles of 16 × 64",
     "paged_attention": (
         "mma.m16n8k16, heads of up to 64, 128, 256; chunks: 128 or 64 rows a block (32 or 16 for 256), on sm_90a "
-        "with wgmma for heads of up to 128 and caches of 16 bits; single tokens: a block each 256 positions, a warp "
-        "each 32"
+        "with wgmma, unless deterministic; single tokens: a block each 256 positions, a warp each 32"
     ),
     "draw": "a cluster of eight blocks a row (sm_90), else a block; radix selection, nothing is sorted",
     "feed_tokens": "a thread a token",

@@ -2,8 +2,8 @@
 the CPU library. Called by the workers only.
 
 Activations are bfloat16 or float16, one of them in a program; the residual is float32. Rows may be strided, their
-elements must lie side by side. No result for a row depends on the other rows, nor on how a sequence is cut into chunks;
-on sm_90a, products of more than 64 rows are only promised that in a deterministic program.
+elements must lie side by side. In a deterministic program no result for a row depends on the other rows, nor on how a
+sequence is cut into chunks; in others products of many rows, and chunks on sm_90a, have orders of their own.
 ``fault``: int32 [1], which tells of indices that only a kernel saw to be out of range (the statuses of shoal_cuda.h).
 """
 

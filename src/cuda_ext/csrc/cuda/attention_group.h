@@ -57,7 +57,6 @@ struct AttentionGroup : BlockRows {
     static constexpr int kOfChunk = 16 / int(sizeof(Cache)), kCacheChunks = Dim / kOfChunk;
     static_assert(kWarpKeys <= kWarpSize, "a lane that brings looks for one position of a tile");
     static constexpr int kAtOnce = Dim > 128 ? 1 : 4;  // turns of a loop that are unrolled
-    static constexpr uint32_t kNowhere = 0xffffffff;
 
     Shared& shared;
     // How many spans and tiles this block has had.

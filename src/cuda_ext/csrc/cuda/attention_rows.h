@@ -3,6 +3,8 @@
 
 #include "attention_tile.h"
 
+constexpr uint32_t kNowhere = 0xffffffff;  // where a row of the cache would lie that nobody sees
+
 // The rows of a block: ``rows`` of them from the first of its sequence's.
 struct Span {
     int sequence, first_token, tokens, context, first_row, rows, kv_head;

@@ -14,7 +14,6 @@
 
 constexpr unsigned kSectionTiles = kSection / kTileKeys;
 constexpr int kSplitTurns = 8;  // that processors have at most, with blocks
-constexpr uint32_t kNowhere = 0xffffffff;
 
 __host__ __device__ constexpr int64_t sections_of(int64_t context) { return (context + kSection - 1) / kSection; }
 
