@@ -75,7 +75,7 @@ def test_every_token_is_drawn_in_its_share(
     cuda: CudaLibrary, fresh: torch.Generator, filters: dict[str, float]
 ) -> None:
     """An even grid of uniform numbers turns the draw into the distribution itself."""
-    logits, grid = torch.randn(61, generator=fresh) * 2, 120
+    logits, grid = torch.randn(61, generator=fresh) * 2, 60
     uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
     drawn = draw(cuda, logits.expand(grid, -1).contiguous(), uniform, **filters)
     shares = torch.bincount(drawn, minlength=61) / grid
@@ -88,7 +88,7 @@ def test_every_token_is_drawn_in_its_share(
 def test_it_agrees_with_its_twin(
     cuda: CudaLibrary, fresh: torch.Generator, vocabulary: int, filters: dict[str, float]
 ) -> None:
-    rows = 8
+    rows = 4
     logits = torch.randn(rows, vocabulary, generator=fresh) * 3
     uniform = torch.rand(rows, generator=fresh, dtype=torch.float64)
     ours = draw(cuda, logits, uniform, **filters)
