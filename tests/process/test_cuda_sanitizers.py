@@ -61,7 +61,7 @@ def replay(
     together = ["together"] if operator in cuda_calls.TOGETHER else []
     command = [str(replayer(sanitize)), str(library), str(record), *together]
     options = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-    environment = {**os.environ, **options, "SHOAL_EMULATED_CHIP": chip}
+    environment = {**os.environ, **options, "SHOAL_EMULATED_CHIP": chip, "SHOAL_EMULATED_NO_CUBLAS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if "unexpected memory mapping" in done.stderr:
         # The runtime of older compilers does not know every layout of addresses that kernels choose.

@@ -145,11 +145,11 @@ def test_a_device_that_cannot_be_had_ends_the_start(tiny: Path) -> None:
 
 
 def test_a_chip_that_fails_ends_the_rank_and_another_begins(tiny: Path) -> None:
-    """The third step of the first request does: three steps of a rank's are for warming up."""
-    env = emulation(SHOAL_EMULATED_FAULT="embed:6")
+    """A step of the first request does: three of a rank's are for warming up, and for graphs it starts six at most."""
+    env = emulation(SHOAL_EMULATED_FAULT="embed:12")
     with running_server(str(tiny), *FLAGS, *ON_DEVICE, env=env) as server:
         before = server.children()["rank"]
-        body = {"model": tiny.name, "prompt": "abc", "max_tokens": 8, "temperature": 0}
+        body = {"model": tiny.name, "prompt": "abc", "max_tokens": 20, "temperature": 0}
         status, answer = server.post("/v1/completions", body)
         assert status >= 500, answer
         wait_ready(server)

@@ -150,7 +150,7 @@ bool has_product_library() {
     });
     return mine.handle && mine.workspace;
 #else
-    return true;
+    return !std::getenv("SHOAL_EMULATED_NO_CUBLAS");
 #endif
 }
 

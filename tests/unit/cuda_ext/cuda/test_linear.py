@@ -258,6 +258,35 @@ def test_chips_agree_to_the_bit(
 @pytest.mark.parametrize("sizes", SIZES[-6:], ids=str)
 def test_cublas(cuda: CudaLibrary, fresh: torch.Generator, dtype: torch.dtype, sizes: Sizes) -> None:
     """It has weights, scaled ones of fp8, and adds a bias, that are rounded to 16 bits."""
+    assert_many_rows(cuda, fresh, dtype, sizes)
+
+
+@pytest.mark.parametrize("chip", ["90", "90:1"], indirect=True)
+@pytest.mark.parametrize("sizes", SIZES[-6:], ids=str)
+def test_many_rows_without_cublas(
+    emulation: CudaLibrary, fresh: torch.Generator, monkeypatch: pytest.MonkeyPatch, sizes: Sizes
+) -> None:
+    """By wgmma, in an order of its own."""
+    monkeypatch.setenv("SHOAL_EMULATED_NO_CUBLAS", "1")
+    assert_many_rows(emulation, fresh, torch.bfloat16, sizes)
+
+
+@pytest.mark.parametrize("chip", ["90", "90:1"], indirect=True)
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_many_rows_of_integers_without_cublas(
+    emulation: CudaLibrary, fresh: torch.Generator, monkeypatch: pytest.MonkeyPatch, form: WeightFormat
+) -> None:
+    monkeypatch.setenv("SHOAL_EMULATED_NO_CUBLAS", "1")
+    groups = groups_of(fresh, 150, 328, form)
+    weight, panels = groups.dequantise().double()[:, :328], pack(emulation, groups)
+    for rows in (37, 150):
+        x = torch.randn(rows, 328, generator=fresh).bfloat16()
+        size = x.double().norm(dim=1, keepdim=True) * weight.norm(dim=1)
+        found = linear_quantised(emulation, x, panels, groups, is_deterministic=False)
+        assert ((found - reference.linear(x.double(), weight, None)).abs() <= 1e-6 * size + 1e-6).all()
+
+
+def assert_many_rows(cuda: CudaLibrary, fresh: torch.Generator, dtype: torch.dtype, sizes: Sizes) -> None:
     x, inputs, outputs, rounding = sizes.x(fresh, dtype), sizes.inputs, sizes.outputs, one_rounding(dtype)
     plain = torch.randn(sizes.wide(outputs), generator=fresh).to(dtype)[:, :inputs]
     numbers = every_fp8()
