@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from gpu_models import SHAPES, write_model
-from gpu_step import PEAKS
+from gpu_step import bound_s
 from serve import processor
 from torch.nn import functional
 
@@ -331,7 +331,6 @@ def seconds_of(place: Place, call: Callable[[], object]) -> float:
 
 def measure(place: Place) -> None:
     """A line an operator: time, rates, and the share of what the chip allows."""
-    peak = next((peaks for name, peaks in PEAKS.items() if name in place.name), None)
     say(
         f"\n{place.name}: caches cold, median of 15"
         if place.is_chip
@@ -340,7 +339,8 @@ def measure(place: Place) -> None:
     say(f"{'operator':<44}{'µs':>10}{'GB/s':>9}{'TFLOP/s':>9}{'of the bound':>14}{'torch µs':>12}{'ratio':>8}")
     for one in Shapes(place).all():
         taken_s = seconds_of(place, one.call)
-        share = f"{max(one.nbytes / peak[0], one.flops / peak[1]) / taken_s:.0%}" if peak else "-"
+        least_s = bound_s(place.name, one.nbytes, one.flops)
+        share = f"{least_s / taken_s:.0%}" if least_s else "-"
         rates = f"{one.nbytes / taken_s / 1e9:>9.1f}{one.flops / taken_s / 1e12:>9.2f}"
         theirs = f"{'-':>12}{'-':>8}"
         if one.peer is not None:

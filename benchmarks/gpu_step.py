@@ -34,11 +34,17 @@ from shoal.wire import pack_ids
 from shoal.workers.loaded_model import load_model
 from shoal.workers.runner import PlanRunner
 
-PEAKS = {"A100": (2.04e12, 312e12), "H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}
+_PEAKS = {"A100": (2.04e12, 312e12), "H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}
 """Bytes and bfloat16 FLOPs a second, dense."""
 _BLOCK_SIZE = 16
 _WARM_UP = 6
 _STEPS = 20
+
+
+def bound_s(chip: str, nbytes: float, flops: float) -> float:
+    """What the peaks of a chip of that name allow at best; 0 for one that is not known."""
+    peaks = next((peaks for name, peaks in _PEAKS.items() if name in chip), None)
+    return max(nbytes / peaks[0], flops / peaks[1]) if peaks else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +159,10 @@ def report(what: str, rank: Rank, run: Callable[[], None], steps: int, work: Wor
         run()
     rank.device.wait()
     whole_s, busy_s = clocked(run, rank.device, steps)
-    peak = next((peaks for name, peaks in PEAKS.items() if name in rank.device.name), None)
-    bound_s = max(work.nbytes / peak[0], work.flops / peak[1]) if peak else 0.0
-    share = f"{bound_s / whole_s:.0%}" if peak else "-"
+    least_s = bound_s(rank.device.name, work.nbytes, work.flops)
+    share = f"{least_s / whole_s:.0%}" if least_s else "-"
     print(
-        f"\n{what}: {whole_s * 1e6:.0f} µs a step, host {busy_s * 1e6:.0f}, bound {bound_s * 1e6:.0f} ({share})",
+        f"\n{what}: {whole_s * 1e6:.0f} µs a step, host {busy_s * 1e6:.0f}, bound {least_s * 1e6:.0f} ({share})",
         flush=True,
     )
     if rank.device.library.is_emulated:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from shoal.cuda_ext.cuda_binding import Call, CudaLibrary, Value
 from shoal.cuda_ext.cuda_device import CudaDevice
+from shoal.cuda_ext.cuda_step_ops import REGION_HEADER
 
 _OF_THE_HOST = ("regions", "widths")
 """Fields whose arrays the launcher reads. Regions' memory is copied as if it were a field's."""
-_REGION_HEADER_BYTES = 4096
 _MOST_WAITING_S = 20
 
 # Calls that wait for each other need queues of their own; read when the driver starts.
@@ -81,7 +81,7 @@ class _Copies:
                 slot_bytes = fields["slot_bytes"]
                 assert isinstance(slot_bytes, int)
                 for address in value.tolist():
-                    self._add(_memory_at(address, _REGION_HEADER_BYTES + 2 * slot_bytes))
+                    self._add(_memory_at(address, REGION_HEADER + 2 * slot_bytes))
             elif isinstance(value, Tensor) and name not in _OF_THE_HOST:
                 self._add(torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage()), name == "stop")
 

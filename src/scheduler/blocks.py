@@ -73,7 +73,7 @@ class BlockPool:
         """What is wrong with the books, given every holder's block table; empty when all blocks add up.
 
         A GPU has hundreds of thousands of blocks: unless something is wrong, only what a table names is looked at one
-        by one, and the rest takes a few milliseconds."""
+        by one; the rest takes tens of milliseconds."""
         holders = Counter(block for table in tables for block in table)
         unheld = {*self._free, *self._idle}
         if (

@@ -164,15 +164,13 @@ class CudaDecoder:
     def prepare_graph(self) -> bool:
         """Captures the next graph that steps will want, with a step that nobody reads; whether there is one left.
         Nothing may be under way."""
-        while self._coming:
+        self._coming = [key for key in self._coming if key not in self._graphs]
+        if self._coming:
             rows, most_context = self._coming.pop()
-            if (rows, most_context) in self._graphs:
-                continue
             step = _step_of_nobody(self._spare_block, self._buffers.limits.block_size)
             self._inputs.load(step, _NOBODY, rows, self._spare_block)
             self._inputs.most_context.set(most_context)
             self._run_graph(rows, most_context)
-            break
         return bool(self._coming)
 
     def bring_results(self) -> dict[str, NDArray[np.generic]]:

@@ -19,12 +19,12 @@ struct Dequantised {
     __device__ __forceinline__ void store_run(const typename Weight::Tile& tile, const uint32_t (&codes)[kSteps][4], int step,
                                               int high, int64_t row, int64_t column) const {
         const int group = step / kStepsOfRun * (4 * kRun) / Group;
-        const float scale = Weight::half_of(tile.scales[group], high);
-        const float offset = HasOffset ? Weight::half_of(tile.offsets[group], high) : 0.0f;
+        const float scale = element_of<fp16>(tile.scales[group], high);
+        const float offset = HasOffset ? element_of<fp16>(tile.offsets[group], high) : 0.0f;
         uint32_t pairs[kRun / 2];
         UNROLL for (int i = 0; i < kRun / 2; i++) {
             const uint32_t pair = codes[step + i / 2][high + i % 2 * 2];
-            pairs[i] = pair_of<T>(fmaf(element_of(pair, 0), scale, offset), fmaf(element_of(pair, 1), scale, offset));
+            pairs[i] = pair_of<T>(fmaf(element_of<T>(pair, 0), scale, offset), fmaf(element_of<T>(pair, 1), scale, offset));
         }
         T* const out = static_cast<T*>(a.out) + row * a.columns + column;
         if (is_aligned && column + kRun <= a.columns) {
@@ -35,7 +35,7 @@ struct Dequantised {
             return;
         }
         UNROLL for (int i = 0; i < kRun; i++)
-            if (column + i < a.columns) out[i] = from_float<T>(element_of(pairs[i / 2], i % 2));
+            if (column + i < a.columns) out[i] = from_float<T>(element_of<T>(pairs[i / 2], i % 2));
     }
 
     __device__ __forceinline__ void store(const typename Weight::Tile& tile, int64_t panel, int64_t first) const {
@@ -47,13 +47,6 @@ struct Dequantised {
                 const int64_t row = panel * kTileOutputs + g + 8 * high;
                 if (row < a.rows) store_run(tile, codes, step, high, row, first + input_of(kRun, step, t, 0));
             }
-    }
-
-    static __device__ __forceinline__ float element_of(uint32_t pair, int which) {
-        const auto bits = uint16_t(pair >> 16 * which);
-        T x;
-        memcpy(&x, &bits, sizeof x);
-        return to_float(x);
     }
 };
 

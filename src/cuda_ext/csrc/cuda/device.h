@@ -100,6 +100,15 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high) {
     return bits;
 }
 
+// The low one of the two (which: 0), or the high one.
+template <typename T>
+__device__ __forceinline__ float element_of(uint32_t pair, int which) {
+    const auto bits = uint16_t(pair >> 16 * which);
+    T x;
+    memcpy(&x, &bits, sizeof x);
+    return to_float(x);
+}
+
 // The two fp8 in the low bytes, as a pair of half precision.
 __device__ __forceinline__ uint32_t widened_pair(uint32_t codes) {
 #if defined(__CUDACC__)

@@ -15,6 +15,13 @@ struct LibraryProduct {
     void* stream;
 };
 
+// Of LinearArgs or QuantisedLinearArgs, but for the weight.
+template <typename Args>
+LibraryProduct product_of(const Args& a) {
+    return {a.out,        a.x, nullptr,      a.bias,  a.rows,      a.inputs, a.outputs,
+            a.row_stride, 0,   a.out_stride, a.dtype, a.out_dtype, a.stream};
+}
+
 // Whether it was found, for the current device. The first call may not be under capture.
 bool has_product_library();
 

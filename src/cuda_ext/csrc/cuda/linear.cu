@@ -24,8 +24,10 @@ extern "C" EXPORT int shoal_linear(const LinearArgs* a) {
     if (a->out_dtype != kFloat32 && a->out_dtype != a->dtype) return kNotSupported;
     if (a->weight_dtype == kFloat8) return start_linear_fp8(*a);
     if (a->weight_dtype != a->dtype || a->scales) return kNotSupported;
-    if (a->rows > kOwnRows && !a->is_deterministic && has_product_library())
-        return multiply_by_library({a->out, a->x, a->weight, a->bias, a->rows, a->inputs, a->outputs, a->row_stride,
-                                    a->weight_stride, a->out_stride, a->dtype, a->out_dtype, a->stream});
+    if (a->rows > kOwnRows && !a->is_deterministic && has_product_library()) {
+        LibraryProduct product = product_of(*a);
+        product.weight = a->weight, product.weight_stride = a->weight_stride;
+        return multiply_by_library(product);
+    }
     return a->dtype == kBFloat16 ? start_matrix<PlainWeight<bf16>>(*a) : start_matrix<PlainWeight<fp16>>(*a);
 }

@@ -63,10 +63,8 @@ __global__ void __launch_bounds__(kThreads) widen_fp8_kernel(T* out, const fp8* 
 
 template <typename T>
 int start_pieces(const LinearArgs& a) {
-    const LibraryProduct product{a.out,        a.x, nullptr,      a.bias,  a.rows,      a.inputs, a.outputs,
-                                 a.row_stride, 0,   a.out_stride, a.dtype, a.out_dtype, a.stream};
     const bool from_aligned = is_aligned<fp8>(a.weight, a.weight_stride), to_aligned = a.inputs % 8 == 0;
-    return multiply_by_pieces(product, [&](int64_t first, int64_t count, void* to) {
+    return multiply_by_pieces(product_of(a), [&](int64_t first, int64_t count, void* to) {
         const dim3 grid(unsigned((a.inputs + 8 * kThreads - 1) / (8 * kThreads)), unsigned((count + kOutputsOfThread - 1) / kOutputsOfThread));
         return launch("linear", widen_fp8_kernel<T>, grid, kThreads, 0, a.stream, static_cast<T*>(to),
                       static_cast<const fp8*>(a.weight) + first * a.weight_stride, a.scales ? a.scales + first : nullptr,

@@ -8,10 +8,8 @@ int start_quantised_bf16(const QuantisedLinearArgs& a) { return start_quantised<
 extern "C" int shoal_dequantise(const DequantiseArgs* a);
 
 static int start_pieces(const QuantisedLinearArgs& a, const WeightFormat& format) {
-    const LibraryProduct product{a.out,        a.x, nullptr,      a.bias,  a.rows,      a.inputs, a.outputs,
-                                 a.row_stride, 0,   a.out_stride, a.dtype, a.out_dtype, a.stream};
     const int64_t panel_bytes = tiles_of(a.inputs) * format.tile_bytes();
-    return multiply_by_pieces(product, [&](int64_t first, int64_t count, void* to) {
+    return multiply_by_pieces(product_of(a), [&](int64_t first, int64_t count, void* to) {
         const void* panels = static_cast<const uint8_t*>(a.panels) + first / kTileOutputs * panel_bytes;
         const DequantiseArgs piece{to,      panels,       count,   a.inputs, a.bits,
                                    a.group, a.has_offset, a.dtype, a.stream};

@@ -95,17 +95,10 @@ struct QuantisedWeight {
             }
     }
 
-    static __device__ __forceinline__ float half_of(uint32_t pair, int which) {
-        const auto bits = uint16_t(pair >> 16 * which);
-        fp16 x;
-        memcpy(&x, &bits, sizeof x);
-        return to_float(x);
-    }
-
     // A group's sum of products, without its offset.
     __device__ __forceinline__ void scale_group(const Tile& tile, int group, const float (&product)[4],
                                                 float (&sums)[4]) const {
-        UNROLL for (int i = 0; i < 4; i++) sums[i] = fmaf(half_of(tile.scales[group], i / 2), product[i], sums[i]);
+        UNROLL for (int i = 0; i < 4; i++) sums[i] = fmaf(element_of<fp16>(tile.scales[group], i / 2), product[i], sums[i]);
     }
 
     __device__ __forceinline__ void add_group(const Tile& tile, int group, const float (&product)[4],
@@ -113,13 +106,13 @@ struct QuantisedWeight {
         scale_group(tile, group, product, sums);
         if constexpr (HasOffset)
             UNROLL for (int i = 0; i < 4; i++)
-                sums[i] = fmaf(half_of(tile.offsets[group], i / 2), of_x[i], sums[i]);
+                sums[i] = fmaf(element_of<fp16>(tile.offsets[group], i / 2), of_x[i], sums[i]);
     }
 
     // Of groups 2 · pair and 2 · pair + 1, each in two columns: multiply_floats' left side.
     __device__ __forceinline__ void offsets_of(const Tile& tile, int pair, float (&a)[2]) const {
         const uint32_t both = threadIdx.x % 4 < 2 ? tile.offsets[2 * pair] : tile.offsets[2 * pair + 1];
-        a[0] = half_of(both, 0), a[1] = half_of(both, 1);
+        a[0] = element_of<fp16>(both, 0), a[1] = element_of<fp16>(both, 1);
     }
 
     __device__ __forceinline__ void add(const Tile& tile, const uint32_t (&a)[kSteps][4], const uint32_t (&x)[kSteps][2],

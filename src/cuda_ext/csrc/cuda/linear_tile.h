@@ -65,8 +65,8 @@ __device__ __forceinline__ uint32_t of_pairs(uint32_t a, uint32_t b, const Opera
     memcpy(&a, &made, sizeof a);
     return a;
 #else
-    const auto half = [](uint32_t pair, int which) { return to_float(T{uint16_t(pair >> 16 * which)}); };
-    return pair_of<T>(operation(half(a, 0), half(b, 0)), operation(half(a, 1), half(b, 1)));
+    return pair_of<T>(operation(element_of<T>(a, 0), element_of<T>(b, 0)),
+                      operation(element_of<T>(a, 1), element_of<T>(b, 1)));
 #endif
 }
 

@@ -88,9 +88,9 @@ struct EmbedArgs {
 };
 
 // x: [rows, inputs] of dtype; weight: [outputs, inputs] of weight_dtype: dtype, or fp8 without NaN; scales: float32
-// [outputs], what each output's sum is multiplied with, or null; out: [rows, outputs] of out_dtype (also float32), rows
+// [outputs], what each output's sum of fp8 weights is multiplied with, or null; out: [rows, outputs] of out_dtype (also float32), rows
 // out_stride apart; bias: float32 [outputs] or null. is_deterministic: a row gets the same bits in any batch, whatever the
-// chip's tensor cores do: wgmma is not taken
+// chip's tensor cores do: neither wgmma nor cuBLAS is taken
 struct LinearArgs {
     void* out;
     const void* x;

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from on_chip import OnChip, library_path
+from on_chip import OnChip, library_path, need_emulation
 
 from shoal.cuda_ext.cuda_binding import CudaLibrary
 
@@ -25,6 +25,5 @@ def chip(cuda: CudaLibrary, request: pytest.FixtureRequest, monkeypatch: pytest.
 @pytest.fixture
 def emulation(cuda: CudaLibrary) -> CudaLibrary:
     """For what only the emulation does."""
-    if not cuda.is_emulated:
-        pytest.skip("this is about the emulation")
+    need_emulation()
     return cuda
