@@ -42,8 +42,9 @@ EMULATED_FLAGS += ["-fno-exceptions", "-fno-rtti"]
 LEVELS = {"Scalar": []}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"Avx2": AVX2, "Avx512": AVX512, "Avx512Vnni": [*AVX512, "-mavx512vnni"]}
-TILES = ["-mavx512bf16", "-mavx512vbmi2", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
-AMX = [*LEVELS["Avx512Vnni"], *TILES] if "Avx512Vnni" in LEVELS else []
+EXTRAS = {"_bf16": ["-mavx512bf16"]}
+EXTRAS |= {"_amx": [*EXTRAS["_bf16"], "-mavx512vbmi2", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]}
+"""What sources are compiled with whose names end so, where the compiler knows it, besides what Avx512Vnni is."""
 
 
 def run(*command: str) -> str:
@@ -118,18 +119,21 @@ class BuildLibraries(build_ext):
 
     def build_cpu_library(self, target: Path) -> str:
         compiler = host_compiler("the operators will run on torch alone, slower")
-        interface, amx = interface_of(INTERFACE), AMX if knows(compiler, AMX) else []
+        base, interface = LEVELS.get("Avx512Vnni", []), interface_of(INTERFACE)
+        extras = {
+            end: [*base, *more] for end, more in EXTRAS.items() if base and knows(compiler, [*base, *more])
+        }
         jobs = [
             (SOURCES / "level.cpp", f"level_{name}", [*flags, f"-DSHOAL_LEVEL=k{name}"])
             for name, flags in LEVELS.items()
-        ] + [
-            (path, path.stem, [interface, *(amx if path.stem.endswith("_amx") else [])])
-            for path in sorted(SOURCES.glob("*.cpp"))
-            if path.name != "level.cpp"
         ]
+        for path in sorted(SOURCES.glob("*.cpp")):
+            if path.name != "level.cpp":
+                own = next((extras[end] for end in extras if path.stem.endswith(end)), [])
+                jobs.append((path, path.stem, [interface, *own]))
         command = (compiler, *FLAGS, *WARNINGS, *self.checks)
         self.compile_and_link("cpu", target, jobs, command, (compiler, *LINKING, *self.checks))
-        return f"{', '.join([*LEVELS, *(['Amx'] if amx else [])])}, with {compiler}"
+        return f"{', '.join([*LEVELS, *(end[1:].capitalize() for end in extras)])}, with {compiler}"
 
     def build_cuda_library(self, target: Path) -> str:
         targets, flags = cuda_targets(os.environ.get("SHOAL_CUDA_ARCHS") or CUDA_ARCHS)

@@ -1,11 +1,12 @@
 """Where a rank's step goes: its share inside the kernels, and each operator's part of it.
 
-    python benchmarks/step.py [MODEL] [--rows 1,4,16,32] [--guesses 0] [--context 128] [--threads 2]
+    python benchmarks/step.py [MODEL] [--rows 1,4,16,32] [--guesses 0] [--context 128] [--prompt 0] [--threads 2]
 
 One rank without a server, given plans as the scheduler sends them: one token a row, and with --guesses as many wrong
 ones behind it, whose price that shows; medians over the steps. "Kernels"
 is the time inside the library's calls, the rest Python's. An operator's part comes from calling the recorded operators
-one by one, so the parts add up to a little more than the kernels' time.
+one by one, so the parts add up to a little more than the kernels' time. With --prompt a step computes that many tokens
+of a prompt a row instead, always the same ones.
 """
 
 import argparse
@@ -83,7 +84,7 @@ def main() -> None:
     print(f"| rows | step ms | kernels ms | share | {' | '.join(_OPERATORS)} | other operators |")
     print("| --- " * (5 + len(_OPERATORS)) + "|")
     for rows in [int(word) for word in arguments.rows.split(",")]:
-        steps = _Steps(arguments.model, rows, arguments.context, arguments.guesses)
+        steps = _Steps(arguments.model, rows, arguments.context, arguments.guesses, arguments.prompt)
         print_row(rows, steps, watch)
 
 
@@ -117,9 +118,10 @@ class _Wrong(Drafter):
 
 class _Steps:
     """A rank's runner with ``rows`` sequences that are ``context`` long; ``run`` decodes one token of each, and
-    computes ``guesses`` more."""
+    computes ``guesses`` more; or ``prompt`` tokens of each, if any."""
 
-    def __init__(self, model: str | None, rows: int, context: int, guesses: int) -> None:
+    def __init__(self, model: str | None, rows: int, context: int, guesses: int, prompt: int) -> None:
+        context = prompt or context
         location = locate_model(model)
         description = describe(location)
         shard, group = split(description, 1, 0), SoloGroup()
@@ -139,7 +141,7 @@ class _Steps:
             sampling=True,
             drafter=_Wrong(0.0),
         )
-        self._guesses = guesses
+        self._guesses, self._prompt = guesses, prompt
         self._runner = Runner(decoder, group, slots, 0)
         self._rows, self._start = rows, 0
         ids = np.random.default_rng(1).integers(0, description.vocab_size - 1, (rows, context))
@@ -148,12 +150,17 @@ class _Steps:
             for slot, prompt in enumerate(ids)
         )
         self._runner.execute(self._plan(context, 0, blocks, seats))
-        self._start = -1
+        self._start = 0 if prompt else -1
 
     def run(self) -> None:
-        self._runner.execute(self._plan(1, self._guesses))
+        if self._prompt:
+            self._runner.execute(self._plan(self._prompt, 0, samples=False))
+        else:
+            self._runner.execute(self._plan(1, self._guesses))
 
-    def _plan(self, count: int, drafts: int, new_blocks: int = 0, admit: tuple[Seat, ...] = ()) -> StepPlan:
+    def _plan(
+        self, count: int, drafts: int, new_blocks: int = 0, admit: tuple[Seat, ...] = (), samples: bool = True
+    ) -> StepPlan:
         rows = self._rows
         return StepPlan(
             crew_epoch=0,
@@ -163,7 +170,7 @@ class _Steps:
             slots=pack_ids(list(range(rows))),
             starts=pack_ids([self._start] * rows),
             counts=pack_ids([count] * rows),
-            samples=bytes([1]) * rows,
+            samples=bytes([samples]) * rows,
             block_counts=pack_ids([new_blocks] * rows),
             new_blocks=pack_ids(list(range(rows * new_blocks))),
             drafts=pack_ids([drafts] * rows),
@@ -178,6 +185,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--context", type=int, default=128, help="tokens of each sequence before the first step"
     )
+    parser.add_argument("--prompt", type=int, default=0, help="prompt tokens a row to compute in each step")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

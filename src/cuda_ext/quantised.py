@@ -16,6 +16,8 @@ PANEL = 16
 """Outputs that lie side by side."""
 GROUP = 32
 """Activations under one scale."""
+GROUP_BYTES = GROUP + 20
+"""Of a group of them without the low parts of its codes (csrc/cpu/quantised.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ class TileRows:
 
 @dataclass(frozen=True, slots=True)
 class QuantisedRows:
-    """Activations [rows, columns] as codes of 12 bits with one scale for each 32: uint8 [rows, bytes of a row]."""
+    """Activations [rows, columns] as codes of 12 or 8 bits with one scale for each 32: uint8 [rows, bytes of a row]."""
 
     storage: Tensor
     columns: int
@@ -219,14 +221,14 @@ class QuantisedRows:
     @classmethod
     def empty(cls, rows: int, columns: int) -> "QuantisedRows":
         groups = -(-columns // GROUP)
-        row_bytes = -(-groups * (2 * GROUP + 16) // 64) * 64
+        row_bytes = -(-groups * (GROUP_BYTES + GROUP + 1) // 64) * 64
         return cls(torch.zeros(rows, row_bytes, dtype=torch.uint8), columns)
 
     def dequantise(self) -> Tensor:
         """float64 [rows, columns], for tests."""
         groups = -(-self.columns // GROUP)
-        size = 2 * groups * GROUP
-        parts = self.storage[:, :size].view(torch.int8).double().view(-1, groups, 2, GROUP)
-        scales = self.storage[:, size : size + 4 * groups].contiguous().view(torch.float32)
-        codes = 16 * parts[:, :, 0] + parts[:, :, 1]
-        return (codes * scales.unsqueeze(2)).flatten(1)[:, : self.columns]
+        records = self.storage[:, : groups * GROUP_BYTES].view(-1, groups, GROUP_BYTES)
+        high = records[:, :, :GROUP].view(torch.int8).double()
+        low = self.storage[:, groups * GROUP_BYTES :][:, : groups * GROUP].view(-1, groups, GROUP).double()
+        scales = records[:, :, GROUP : GROUP + 4].contiguous().view(torch.float32)
+        return ((16 * high + low) * scales).flatten(1)[:, : self.columns]

@@ -188,20 +188,22 @@ def draw(
 
 
 def quantise(x: Tensor, row_bytes: int) -> Tensor:
-    """uint8 [rows, row_bytes]: the high and the low parts of each group's codes, the row's scales, scale · sum of each
-    group's codes, sums of 16 codes."""
+    """uint8 [rows, row_bytes]: of each group the high parts of its codes, its scale, scale · sum of the codes, the sum
+    of the first 16, 8 · sum and 128 · sum; the low parts of all groups; whether a group has any, since its largest
+    element is more than √18 times its root mean square (csrc/cpu/quantise.h)."""
     rows, columns = x.shape
     groups = functional.pad(x.float(), (0, -columns % 32)).view(rows, -1, 32)
     largest = groups.abs().amax(2)
     tiny = largest < 1e-30
-    scales = torch.where(tiny, 0.0, largest / 2047)
-    codes = (groups * torch.where(tiny, 0.0, torch.tensor(2047.0) / largest).unsqueeze(2)).round()
+    scales = torch.where(tiny, 0.0, largest / 2032)
+    codes = (groups * torch.where(tiny, 0.0, torch.tensor(2032.0) / largest).unsqueeze(2)).round()
+    squares = torch.floor(codes / 16).square().sum(2)
+    wide = (squares > 0) & (squares < 127 * 127 * 32 // 18)
+    codes = torch.where(wide.unsqueeze(2), codes, 16 * torch.floor((codes + 8) / 16))
     high = torch.floor(codes / 16)
-    parts = torch.cat([high, codes - 16 * high], dim=2).to(torch.int8)
-    half_sums = codes.view(rows, -1, 16).sum(2).to(torch.int32)
-    scaled_sums = scales * codes.sum(2)
-    laid = torch.cat(
-        [part.contiguous().view(torch.uint8) for part in (parts.flatten(1), scales, scaled_sums, half_sums)],
-        dim=1,
-    )
+    sums, first_sums = codes.sum(2), codes[:, :, :16].sum(2)
+    integers = torch.stack([first_sums, 8 * sums, 128 * sums], dim=2).to(torch.int32)
+    records = [high.to(torch.int8), torch.stack([scales, scales * sums], dim=2), integers]
+    groups = torch.cat([part.contiguous().view(torch.uint8) for part in records], dim=2)
+    laid = torch.cat([groups.flatten(1), (codes - 16 * high).to(torch.uint8).flatten(1), wide], dim=1)
     return functional.pad(laid, (0, row_bytes - laid.shape[1]))

@@ -23,7 +23,7 @@ _PRIOR_TRIALS: Final = 4.0
 _MOST_TRIALS: Final = 64.0
 """Older ones count less: texts change."""
 
-_FREE_ROWS: Final = {"avx512_amx": 20.0, "avx512_vnni": 7.0, "avx512": 4.0, "avx2": 2.0}
+_FREE_ROWS: Final = {"avx512_amx": 20.0, "avx512_bf16": 7.0, "avx512_vnni": 7.0, "avx512": 4.0, "avx2": 2.0}
 """Level of the CPU library → rows that take as long to compute as what a step costs whatever it has of them
 (docs/performance.md: a step of one row, and what each further one adds)."""
 

@@ -14,7 +14,7 @@ from shoal.cuda_ext.binding import library
 pytestmark = pytest.mark.usefixtures("level")
 
 TOLERANCE = 4e-6
-TILES_TOLERANCE = 2 * (2**-8 + 1e-4)
+ROUNDED_TOLERANCE = 2 * (2**-8 + 1e-4)
 """Where tiles multiply a bfloat16 cache, of the mean size of the values: a weight is within 8e-5 and then rounded to 8
 bits of mantissa, and so is their total."""
 
@@ -41,13 +41,13 @@ class Case:
         doubled = replace(self, q=q, k_cache=k_cache, v_cache=v_cache)
         return reference.paged_attention(**vars(doubled))
 
-    def on_tiles(self) -> bool:
+    def is_rounded(self) -> bool:
         compiled = library()
-        is_amx = compiled is not None and compiled.level == "avx512_amx"
-        return is_amx and self.k_cache.dtype == torch.bfloat16 and self.k_cache.shape[-1] % 32 == 0
+        rounds = compiled is not None and compiled.level in ("avx512_amx", "avx512_bf16")
+        return rounds and self.k_cache.dtype == torch.bfloat16 and self.k_cache.shape[-1] % 32 == 0
 
-    def as_tiles_take_it(self) -> "Case":
-        """The queries rounded as they are before tiles multiply them."""
+    def as_it_is_rounded(self) -> "Case":
+        """The queries rounded as they are before pairs of bfloat16 are multiplied."""
         per_unit = self.scale / self.soft_cap if self.soft_cap else self.scale * math.log2(math.e)
         scaled = self.q * torch.tensor(per_unit, dtype=torch.float32)
         return replace(self, q=scaled.bfloat16().double() / per_unit)
@@ -103,11 +103,11 @@ def assert_true(case: Case, tolerance: float = TOLERANCE) -> None:
     actual, truth = case.run(), case.truth()
     assert actual.shape == case.q.shape
     assert actual.dtype == case.q.dtype
-    if case.on_tiles():
-        rounded = case.as_tiles_take_it()
+    if case.is_rounded():
+        rounded = case.as_it_is_rounded()
         error = (actual.double() - rounded.truth()).abs()
         sizes = replace(rounded, v_cache=rounded.v_cache.abs()).truth()
-        assert bool((error <= TILES_TOLERANCE * sizes + tolerance).all()), (error / sizes).max()
+        assert bool((error <= ROUNDED_TOLERANCE * sizes + tolerance).all()), (error / sizes).max()
     else:
         torch.testing.assert_close(actual.double(), truth, rtol=tolerance, atol=tolerance)
 

@@ -31,6 +31,12 @@ def randn(fresh: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=fresh)
 
 
+def activations(fresh: torch.Generator, rows: int, columns: int) -> Tensor:
+    """With outliers here and there, whose groups keep 12 bits."""
+    is_outlier = torch.rand(rows, columns, generator=fresh) < 0.005
+    return torch.where(is_outlier, 30.0, 1.0) * randn(fresh, rows, columns)
+
+
 def has_tiles() -> bool:
     compiled = library()
     return compiled is not None and compiled.has_tiles
@@ -62,13 +68,19 @@ def use(level: str) -> None:
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("columns", [1, 15, 32, 33, 100, 577])
 def test_quantise_is_its_twin(fresh: torch.Generator, columns: int) -> None:
-    x = randn(fresh, 9, columns + 5)[:, 2 : 2 + columns] * torch.logspace(-20, 20, 9).unsqueeze(1)
+    x = activations(fresh, 9, columns + 5)[:, 2 : 2 + columns] * torch.logspace(-20, 20, 9).unsqueeze(1)
     x[3] = 0
     rows = eager.quantise(x)
     assert torch.equal(rows.storage, reference.quantise(x, rows.storage.shape[1]))
     groups = torch.nn.functional.pad(x, (0, -columns % 32)).view(9, -1, 32)
-    half_a_step = (groups.abs().amax(2, keepdim=True).double() / 4094).expand_as(groups).flatten(1)[:, :columns]
-    assert ((rows.dequantise() - x).abs() <= half_a_step * 1.01 + 1e-30).all()
+    largest = groups.abs().amax(2, keepdim=True).double()
+    crests = largest / groups.double().square().mean(2, keepdim=True).sqrt().clamp(min=1e-30)
+    assert (columns < 100) or ((crests > 4.5).any() and (crests < 4.0).any())
+    for are_wide, limit in ((crests > 4.5, 4064), (crests >= 0, 254)):
+        # In the others, which are rounded to 12 bits first, a 16th more.
+        most = (largest / limit * 1.07 + 1e-30).expand_as(groups).flatten(1)[:, :columns]
+        of = are_wide.expand_as(groups).flatten(1)[:, :columns]
+        assert ((rows.dequantise() - x).abs() <= most)[of].all()
 
 
 @pytest.mark.usefixtures("level")
@@ -88,7 +100,7 @@ def test_what_is_not_finite_stays_so(fresh: torch.Generator, bad: float) -> None
 def test_linear(fresh: torch.Generator, form: WeightFormat, outputs: int, inputs: int) -> None:
     groups = random_groups(fresh, form, outputs, inputs)
     packed = pack_quantised(groups, inputs)
-    x, bias = randn(fresh, 23, inputs + 11)[:, 3 : 3 + inputs], randn(fresh, outputs)
+    x, bias = activations(fresh, 23, inputs + 11)[:, 3 : 3 + inputs], randn(fresh, outputs)
     for tokens in (0, 1, 2, 3, 5, 8, 13, 23):
         for added in (None, bias):
             found = eager.linear(x[:tokens], packed, added)
@@ -114,7 +126,7 @@ def test_the_largest_sums_fit(fresh: torch.Generator) -> None:
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_a_row_does_not_depend_on_the_others_or_on_threads(fresh: torch.Generator, form: WeightFormat) -> None:
     packed = pack_quantised(random_groups(fresh, form, 333, 192), 192)
-    x, bias = randn(fresh, 150, 192), randn(fresh, 333)
+    x, bias = activations(fresh, 150, 192), randn(fresh, 333)
     whole = eager.linear(x, packed, bias)
     for threads in (1, 2, 3):
         eager.set_threads(threads)
@@ -131,7 +143,7 @@ def test_many_rows_give_what_few_give(fresh: torch.Generator, form: WeightFormat
     """Whole and ragged tiles, even and odd numbers of tiles and panels, several items."""
     for outputs, inputs, most in ((75, 610, 139), (96, 1000, 113), (17, 300, 530)):
         packed = pack_quantised(random_groups(fresh, form, outputs, inputs), inputs)
-        x, bias = randn(fresh, most, inputs), randn(fresh, outputs)
+        x, bias = activations(fresh, most, inputs), randn(fresh, outputs)
         few = torch.cat([eager.linear(part, packed, bias) for part in x.split(37)])
         for rows in (most, most - 10, 100):
             assert torch.equal(eager.linear(x[:rows], packed, bias), few[:rows])
@@ -140,7 +152,7 @@ def test_many_rows_give_what_few_give(fresh: torch.Generator, form: WeightFormat
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_levels_agree_to_the_bit(fresh: torch.Generator, levels: list[str], form: WeightFormat) -> None:
     """Those without tiles, which round otherwise."""
-    groups, x, bias = random_groups(fresh, form, 77, 320), randn(fresh, 45, 320), randn(fresh, 77)
+    groups, x, bias = random_groups(fresh, form, 77, 320), activations(fresh, 45, 320), randn(fresh, 77)
     results = []
     for level in levels:
         use(level)
@@ -181,7 +193,7 @@ def test_embed(fresh: torch.Generator, form: WeightFormat) -> None:
 @pytest.mark.usefixtures("level")
 def test_norms_and_activations_quantise_what_they_give(fresh: torch.Generator) -> None:
     """The same bytes as quantising their plain results."""
-    x, weight, gate_up = randn(fresh, 7, 100), randn(fresh, 100), randn(fresh, 7, 200)
+    x, weight, gate_up = activations(fresh, 7, 100), randn(fresh, 100), activations(fresh, 7, 200)
     residual = randn(fresh, 7, 100)
     for record in (
         lambda program, out: ops.rms_norm(program, out, x, weight, 1e-5),

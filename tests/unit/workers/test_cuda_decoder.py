@@ -57,11 +57,11 @@ def prompt(length: int) -> list[int]:
     return torch.randint(0, 149, (length,), generator=torch.Generator().manual_seed(SEED)).tolist()
 
 
-def assert_alike(logits: Tensor, truth: Tensor) -> None:
-    """Within what bfloat16 activations cost, which may turn a near-tie round."""
+def assert_alike(logits: Tensor, truth: Tensor, times: float = 1.0) -> None:
+    """Within ``times`` what bfloat16 activations cost, which may turn a near-tie round."""
     error = (logits - truth).abs() / truth.std()
-    assert error.mean() < 0.02
-    assert error.max() < 0.15
+    assert error.mean() < 0.02 * times
+    assert error.max() < 0.15 * times
     assert (logits.argmax(1) == truth.argmax(1)).float().mean() > 0.8
 
 
@@ -107,7 +107,9 @@ def test_the_caches_type_may_be_another(
 def test_integer_weights(device: CudaDevice, quantization: Quantization, dtype: torch.dtype) -> None:
     description = replace(PLAIN, hidden_size=96, ffn_size=160)
     driver = CudaDriver(device, description, load(device, description, quantization, dtype))
-    assert_alike(driver.step([(Sequence(prompt(LENGTH)), LENGTH)]), true_logits(description, quantization))
+    logits = driver.step([(Sequence(prompt(LENGTH)), LENGTH)])
+    # The CPU's activations have 8 bits for most of them.
+    assert_alike(logits, true_logits(description, quantization), times=2.5)
 
 
 @DESCRIPTIONS

@@ -26,6 +26,7 @@ struct AttentionScratch {
     uint16_t* weights;   // [16, kTile], in bfloat16 as tiles take them (attention_tiles.h)
     float* peak;         // [rows]
     float* total;        // [rows]
+    float* lanes;        // [rows, kWidestVec]: a total's, before they are added up
     float* values;       // [kTile, dim rounded up]
     const float** value_rows;  // [kTile]
     float* whole_sums;   // as sums, peak and total: of the sections before

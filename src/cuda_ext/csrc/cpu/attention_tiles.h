@@ -8,13 +8,14 @@
 // does not see have weights of zero, which change nothing. So a row's result depends on its own query and context only.
 #pragma once
 
+#include "attention_softmax.h"
 #include "attention_walk.h"
 #include "tile_product.h"
 #include "transpose.h"
 
 namespace {
 
-constexpr float kSlack = 8.0f;                   // weights are at most 2^kSlack
+constexpr float kHalf = 0x1p-8f;                 // of a bfloat16's last place: cutting off rounds then
 constexpr int64_t kGroups = kTile / kTileRows;   // of positions
 constexpr int64_t kStrips = kTile / kStrip;      // of positions
 constexpr int64_t kTurnShare = 3, kBlocksShare = kShares - kTurnShare;
@@ -64,17 +65,6 @@ INLINE void multiply_columns(const RowsByColumns& of, float* sums, bool starts, 
     EACH_PANEL(STORE_SUMS)
     if (totals) _tile_stored(7, totals, kTileLine);
     asm volatile("" ::: "memory");
-}
-
-// 2^x, and half a unit of the last place of a bfloat16 more, so that cutting it off rounds; 0 below 2^-126. Within 8e-5: a
-// cubic between powers of two (minimax).
-INLINE Vec weight_of(Vec x) {
-    const Vec r = above_floor(x);
-    Vec p = fma(r, broadcast(0.07802452f), broadcast(0.22606716f));
-    p = fma(p, r, broadcast(0.69583354f));
-    p = fma(p, r, broadcast(0.99992522f + 0x1p-8f));
-    const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, (__m512)broadcast(-126.0f), _CMP_NLT_UQ);
-    return (Vec)_mm512_maskz_scalef_ps(counts, (__m512)p, (__m512)x);
 }
 
 // The upper halves of both, side by side.
@@ -254,8 +244,8 @@ struct TileItem : SpanView {
         }
         peak = select((IntVec)(peak == broadcast(-__builtin_inff())), Vec{}, peak);
         for (int64_t j = from; j < to; j += 2) {
-            const Vec first = weight_of(load(scores + j * kWidth) - peak);
-            const Vec second = weight_of(load(scores + (j + 1) * kWidth) - peak);
+            const Vec first = weight_of(load(scores + j * kWidth) - peak, kHalf);
+            const Vec second = weight_of(load(scores + (j + 1) * kWidth) - peak, kHalf);
             const BitVec pair = pair_up(first, second);
             __builtin_memcpy(scratch.weights + j * kWidth, &pair, sizeof pair);
         }

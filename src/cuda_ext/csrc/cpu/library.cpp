@@ -9,6 +9,7 @@
 #include "linear_amx.h"
 #include "linear_integers_amx.h"
 #include "paged_attention_amx.h"
+#include "paged_attention_bf16.h"
 #include "parallel.h"
 #include "tiles.h"
 
@@ -30,6 +31,11 @@ Level with_tiles(Level level) {
     level.paged_attention = paged_attention_amx;
     return level;
 }
+
+Level with_narrow_dots(Level level) {
+    level.paged_attention = paged_attention_bf16;
+    return level;
+}
 #endif
 
 const NamedLevel* levels() {
@@ -39,9 +45,10 @@ const NamedLevel* levels() {
     static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     static const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    static const Level tiles = with_tiles(kAvx512Vnni);
+    static const Level tiles = with_tiles(kAvx512Vnni), narrow_dots = with_narrow_dots(kAvx512Vnni);
     static const NamedLevel all[] = {
         {"avx512_amx", &tiles, vnni && tiles_are_usable()},
+        {"avx512_bf16", &narrow_dots, vnni && narrow_dots_are_usable()},
         {"avx512_vnni", &kAvx512Vnni, vnni},
         {"avx512", &kAvx512, avx512},
         {"avx2", &kAvx2, avx2},

@@ -18,7 +18,7 @@ struct LinearSpan {
     int64_t first_tile, last_tile, first_panel, last_panel;
 };
 
-constexpr int64_t kMostFactors = 1 << 15;  // rows × groups of a span
+constexpr int64_t kMostWidths = 1 << 15;  // rows × groups of a span of linear_quantised
 
 // The same for linear_quantised.
 struct QuantisedSpan {

@@ -37,9 +37,9 @@ EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
     if (a.rows == 0 || a.outputs == 0) return kOk;
     if (current_level().linear_narrow) return current_level().linear_narrow(a);
     const int64_t panels = (a.outputs + kPanel - 1) / kPanel;
-    const int64_t groups = WeightFormat{a.bits, a.group, false}.groups(a.inputs);
-    if (groups > kMostFactors) return kNoMemory;
-    const int64_t fitting = kMostFactors / at_least_one(groups), most = fitting < kMostRowsAnItem ? fitting : kMostRowsAnItem;
+    const int64_t groups = QuantisedRow::count(a.inputs);
+    if (groups > kMostWidths) return kNoMemory;
+    const int64_t fitting = kMostWidths / at_least_one(groups), most = fitting < kMostRowsAnItem ? fitting : kMostRowsAnItem;
     const int64_t blocks = (a.rows + most - 1) / most;
     const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / blocks;
     const int64_t pieces = pieces_of(blocks, blocks > 1 ? kItemsOfBlocks : kItemsAThread, useful, panels);

@@ -5,13 +5,30 @@
 
 #include "linear_plan.h"
 #include "quantised.h"
-#include "quantised_factors.h"
 #include "shoal_cpu.h"
 #include "vec.h"
 
 namespace {
 
 constexpr int kPanelVecs = int(kPanel) / kWidth;
+constexpr int64_t kFetchAhead = 4096;  // bytes of weights that are asked of the memory before they are needed
+
+// A group of activations of some rows that lie one after the other.
+struct GroupOfRows {
+    const char* group;  // the first row's
+    int64_t low;        // bytes from there to its low parts
+    int64_t row_bytes;
+
+    INLINE const QuantisedGroup& at(int64_t row) const {
+        return *reinterpret_cast<const QuantisedGroup*>(group + row * row_bytes);
+    }
+    INLINE const int8_t* high_of(int64_t row) const { return at(row).high; }
+    INLINE const int8_t* low_of(int64_t row) const { return reinterpret_cast<const int8_t*>(group + low + row * row_bytes); }
+    INLINE GroupOfRows next() const {
+        constexpr int64_t bytes = sizeof(QuantisedGroup);
+        return {group + bytes, low + kGroup - bytes, row_bytes};
+    }
+};
 
 typedef uint8_t CodeVec __attribute__((vector_size(kWidth * 4)));
 
@@ -93,32 +110,48 @@ struct DotOf<4> {
 
 // --- a tile: some rows against one panel ---
 
-// Of a row's codes, from one block of inputs to the next: two blocks of 16 share an activations' group.
-template <int Group>
-INLINE const int8_t* next_group(const int8_t* codes, int64_t group) {
-    return codes + (Group == 16 && group % 2 == 0 ? 16 : 2 * kGroup - (Group == 16 ? 16 : 0));
-}
-
 template <int Bits, int Group, bool HasOffset>
 struct QuantisedBlock {
     static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
     static constexpr int kLines = kFormat.lines();
 
-    // The sums of products of one block with Rows rows, for the panel's vec-th vector of outputs.
-    template <int Rows>
-    static INLINE void products(const uint8_t* block, const int8_t* high, int64_t row_bytes, int vec,
-                                IntVec (&sums)[Rows]) {
+    static constexpr bool kTimes16 = Bits == 4 && kAnySize;  // 16 · weight fits a byte that is multiplied
+
+    // Sums of products of one block with Rows rows, for the panel's vec-th vector of outputs. at: of the block's first input
+    // in the activations' group.
+    template <int Rows, bool Wide>
+    static INLINE void products(const uint8_t* block, const GroupOfRows& x, int at, int vec, IntVec (&sums)[Rows]) {
         const uint8_t* line = block + vec * kWidth * 4;
-        if constexpr (Bits == 4 && kAnySize && Rows > 2)
-            joined_products<Rows>(line, high, row_bytes, sums);
+        if constexpr (!Wide)
+            high_products<Rows>(line, x, at, sums);
+        else if constexpr (kTimes16 && Rows > 2)
+            joined_products<Rows>(line, x, sums);
         else
-            separate_products<Rows>(line, high, row_bytes, sums);
+            separate_products<Rows>(line, x, at, sums);
+    }
+
+    // High parts alone, where all low ones are zero.
+    template <int Rows>
+    static INLINE void high_products(const uint8_t* line, const GroupOfRows& x, int at, IntVec (&sums)[Rows]) {
+        typename DotOf<kTimes16 ? 8 : Bits>::Type highs[Rows];
+#pragma GCC unroll 8
+        for (int i = 0; i < kLines; i++) {
+            const IntVec codes = load_line(line + i * kLine);
+            const IntVec first = kTimes16 ? codes << 4 & int32_t(0xf0f0f0f0) : Bits == 4 ? codes & 0x0f0f0f0f : codes;
+            const IntVec second = kTimes16 ? codes & int32_t(0xf0f0f0f0) : codes >> 4 & 0x0f0f0f0f;
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; r++) {
+                highs[r].add(first, four_codes(x.high_of(r) + at + 4 * i));
+                if constexpr (Bits == 4) highs[r].add(second, four_codes(x.high_of(r) + 4 * i + 16));
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; r++) sums[r] = kTimes16 ? highs[r].total() : highs[r].total() << 4;
     }
 
     // High and low parts apart: less to do for each line.
     template <int Rows>
-    static INLINE void separate_products(const uint8_t* line, const int8_t* high, int64_t row_bytes,
-                                         IntVec (&sums)[Rows]) {
+    static INLINE void separate_products(const uint8_t* line, const GroupOfRows& x, int at, IntVec (&sums)[Rows]) {
         typename DotOf<Bits>::Type highs[Rows], lows[Rows];
 #pragma GCC unroll 8
         for (int i = 0; i < kLines; i++) {
@@ -126,12 +159,11 @@ struct QuantisedBlock {
             const IntVec first = Bits == 4 ? codes & 0x0f0f0f0f : codes, second = codes >> 4 & 0x0f0f0f0f;
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                const int8_t* x = high + r * row_bytes + 4 * i;
-                highs[r].add(first, four_codes(x));
-                lows[r].add(first, four_codes(x + kGroup));
+                highs[r].add(first, four_codes(x.high_of(r) + at + 4 * i));
+                lows[r].add(first, four_codes(x.low_of(r) + at + 4 * i));
                 if constexpr (Bits == 4) {
-                    highs[r].add(second, four_codes(x + 16));
-                    lows[r].add(second, four_codes(x + kGroup + 16));
+                    highs[r].add(second, four_codes(x.high_of(r) + 4 * i + 16));
+                    lows[r].add(second, four_codes(x.low_of(r) + 4 * i + 16));
                 }
             }
         }
@@ -141,8 +173,7 @@ struct QuantisedBlock {
 
     // High parts with 16 · weight: less to do for each row.
     template <int Rows>
-    static INLINE void joined_products(const uint8_t* line, const int8_t* high, int64_t row_bytes,
-                                       IntVec (&sums)[Rows]) {
+    static INLINE void joined_products(const uint8_t* line, const GroupOfRows& x, IntVec (&sums)[Rows]) {
         WideDot both[Rows];
 #pragma GCC unroll 8
         for (int i = 0; i < kLines; i++) {
@@ -151,54 +182,67 @@ struct QuantisedBlock {
             const IntVec first_16 = codes << 4 & int32_t(0xf0f0f0f0), second_16 = codes & int32_t(0xf0f0f0f0);
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                const int8_t* x = high + r * row_bytes + 4 * i;
-                both[r].add(first_16, four_codes(x));
-                both[r].add(second_16, four_codes(x + 16));
-                both[r].add(first, four_codes(x + kGroup));
-                both[r].add(second, four_codes(x + kGroup + 16));
+                both[r].add(first_16, four_codes(x.high_of(r) + 4 * i));
+                both[r].add(second_16, four_codes(x.high_of(r) + 4 * i + 16));
+                both[r].add(first, four_codes(x.low_of(r) + 4 * i));
+                both[r].add(second, four_codes(x.low_of(r) + 4 * i + 16));
             }
         }
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; r++) sums[r] = both[r].total();
     }
 
-    template <int Rows>
-    static INLINE void add_block(const uint8_t* block, const int8_t* codes, int64_t row_bytes, const Factors& x,
-                                 Vec (&sums)[Rows][kPanelVecs]) {
+    // scale · sum of a row's codes, and zero · that sum without its scale.
+    static INLINE float scaled_sum(const QuantisedGroup& x, int at) {
+        return Group == 16 ? x.scale * float(half_sum(x, at)) : x.scaled_sum;
+    }
+    static INLINE int32_t zero_sum(const QuantisedGroup& x, int at) {
+        return Group == 16 ? kFormat.zero() * half_sum(x, at) : Bits == 8 ? x.sum_128 : x.sum_8;
+    }
+    static INLINE int32_t half_sum(const QuantisedGroup& x, int at) {
+        return at == 0 ? x.first_sum : x.sum_8 / 8 - x.first_sum;
+    }
+
+    template <int Rows, bool Wide>
+    static INLINE void add_block(const uint8_t* block, const GroupOfRows& x, int at, Vec (&sums)[Rows][kPanelVecs]) {
         const uint8_t* scales = block + kLines * kLine;
 #pragma GCC unroll 4
         for (int v = 0; v < kPanelVecs; v++) {
             IntVec products_of[Rows];
-            products<Rows>(block, codes, row_bytes, v, products_of);
+            products<Rows, Wide>(block, x, at, v, products_of);
             const Vec scale = load_half_precision(scales + v * kWidth * 2);
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                if constexpr (kFormat.zero() != 0) products_of[r] -= x.zero_sums[r];
-                sums[r][v] = fused(__builtin_convertvector(products_of[r], Vec), scale * x.scales[r], sums[r][v]);
+                if constexpr (kFormat.zero() != 0) products_of[r] -= zero_sum(x.at(r), at);
+                sums[r][v] = fused(__builtin_convertvector(products_of[r], Vec), scale * x.at(r).scale, sums[r][v]);
             }
             if constexpr (HasOffset) {
                 const Vec offset = load_half_precision(scales + 32 + v * kWidth * 2);
 #pragma GCC unroll 8
-                for (int r = 0; r < Rows; r++) sums[r][v] = fused(offset, broadcast(x.scaled_sums[r]), sums[r][v]);
+                for (int r = 0; r < Rows; r++) sums[r][v] = fused(offset, broadcast(scaled_sum(x.at(r), at)), sums[r][v]);
             }
         }
     }
 
+    // wide: of each group of activations whether a row of the tile has low parts.
     template <int Rows>
-    static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, Factors x, int64_t row, int64_t panel) {
+    static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, const uint8_t* wide, int64_t row, int64_t panel) {
         constexpr int64_t bytes = kFormat.block_bytes();
-        const int64_t groups = kFormat.groups(a.inputs);
-        const int64_t row_bytes = QuantisedRow::bytes(a.inputs);
-        const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * groups * bytes;
-        const int8_t* codes = QuantisedRow::at(a.x, row, a.inputs).codes;
+        const int64_t groups = QuantisedRow::count(a.inputs);
+        const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * kFormat.panel_bytes(a.inputs);
+        GroupOfRows x{reinterpret_cast<const char*>(QuantisedRow::at(a.x, row, a.inputs).groups), QuantisedRow::low_bytes(a.inputs),
+                      QuantisedRow::bytes(a.inputs)};
         Vec sums[Rows][kPanelVecs] = {};
-        for (int64_t group = 0; group < groups; group++) {
-            for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kFetchAhead + i);
-            add_block<Rows>(block, codes, row_bytes, x, sums);
-            block += bytes;
-            codes = next_group<Group>(codes, group);
-            x = x.after(Rows);
-        }
+        for (int64_t group = 0; group < groups; group++, x = x.next())
+#pragma GCC unroll 2
+            for (int at = 0; at < kGroup; at += Group) {
+                for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kFetchAhead + i);
+                if (wide[group])
+                    add_block<Rows, true>(block, x, at, sums);
+                else
+                    add_block<Rows, false>(block, x, at, sums);
+                block += bytes;
+            }
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
@@ -212,31 +256,36 @@ struct QuantisedBlock {
 
     // The number of rows becomes a constant.
     template <int Rows>
-    static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const Factors& x, int64_t row,
-                               int64_t panel) {
+    static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const uint8_t* wide, int64_t row, int64_t panel) {
         if constexpr (Rows > 1)
-            if (count < Rows) return tile_of<Rows - 1>(count, a, x, row, panel);
-        tile<Rows>(a, x, row, panel);
+            if (count < Rows) return tile_of<Rows - 1>(count, a, wide, row, panel);
+        tile<Rows>(a, wide, row, panel);
     }
 };
 
 constexpr int kTileRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
 
+// Of each group whether one of ``count`` rows has low parts.
+INLINE void find_wide(const QuantisedLinearArgs& a, int64_t first, int64_t count, uint8_t* wide) {
+    const int64_t groups = QuantisedRow::count(a.inputs);
+    for (int64_t row = first; row < first + count; row++) {
+        const uint8_t* own = QuantisedRow::at(a.x, row, a.inputs).wide;
+        for (int64_t group = 0; group < groups; group++) wide[group] = uint8_t(row == first ? own[group] : wide[group] | own[group]);
+    }
+}
+
 template <int Bits, int Group, bool HasOffset>
 void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
+    static thread_local uint8_t memory[kMostWidths];
     const int64_t count = span.last_row - span.first_row, tiles = (count + kTileRows - 1) / kTileRows;
-    const int64_t groups = QuantisedRow::groups(a.inputs) * kGroup / Group;
-    FactorMemory& memory = factor_memory();
-    const auto factors_of = [&](int64_t row) { return memory.from(row * groups); };
-    const auto first_of = [&](int64_t tile) { return count * tile / tiles; };
+    const int64_t groups = QuantisedRow::count(a.inputs);
+    const auto first_of = [&](int64_t tile) { return span.first_row + count * tile / tiles; };
     for (int64_t tile = 0; tile < tiles; tile++)
-        lay_factors<Group>(a, span.first_row + first_of(tile), first_of(tile + 1) - first_of(tile), factors_of(first_of(tile)));
+        find_wide(a, first_of(tile), first_of(tile + 1) - first_of(tile), memory + tile * groups);
     for (int64_t panel = span.first_panel; panel < span.last_panel; panel++)
-        for (int64_t tile = 0; tile < tiles; tile++) {
-            const int64_t first = first_of(tile), rows = first_of(tile + 1) - first;
-            QuantisedBlock<Bits, Group, HasOffset>::template tile_of<kTileRows>(rows, a, factors_of(first), span.first_row + first,
-                                                                     panel);
-        }
+        for (int64_t tile = 0; tile < tiles; tile++)
+            QuantisedBlock<Bits, Group, HasOffset>::template tile_of<kTileRows>(
+                first_of(tile + 1) - first_of(tile), a, memory + tile * groups, first_of(tile), panel);
 }
 
 template <int Bits, int Group>

@@ -77,6 +77,7 @@ AttentionScratch carve(Carver& from, const AttentionArgs& a) {
     scratch.weights = from.take<uint16_t>(kTileRows * kTile);
     scratch.peak = from.take<float>(rows);
     scratch.total = from.take<float>(rows);
+    scratch.lanes = from.take<float>(rows * kWidestVec);
     scratch.values = from.take<float>(kTile * padded_dim);
     scratch.value_rows = from.take<const float*>(kTile);
     scratch.whole_sums = from.take<float>(rows * padded_dim);

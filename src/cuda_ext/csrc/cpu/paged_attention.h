@@ -8,162 +8,59 @@
 // rows, not on how a prompt was cut into chunks, not on the number of threads.
 #pragma once
 
+#include "attention_products.h"
 #include "attention_walk.h"
 #include "shoal_cpu.h"
-#include "transpose.h"
 #include "vec.h"
 
 namespace {
 
-constexpr int kRowsAtOnce = 6;
-constexpr int kVecsAtOnce = kWidth == 16 ? 4 : 2;  // 6 × 4 of 32 registers, or 6 × 2 of 16
+// --- one item: how its sections are put together. Item: start_row, tile, end_section and finish_row ---
 
-// --- keys: tile × dim → dim × tile ---
-
-template <typename Cache>
-INLINE void transpose_piece(const Cache* const* keys, int64_t dim, int64_t d, float* columns) {
-    const int64_t n = min_of(kWidth, dim - d);
-    Vec v[kWidth];
-    for (int i = 0; i < kWidth; i++) v[i] = load_cached(keys[i], dim, d, n);
-    transpose(v);
-    for (int i = 0; i < n; i++) store(columns + (d + i) * kTile, v[i]);
-}
-
-// Two bfloat16 at a time: they travel through the transposition as one 32-bit element.
-INLINE void load_pairs(const bf16* const* keys, int64_t d, Vec (&v)[kWidth]) {
-    for (int i = 0; i < kWidth; i++) __builtin_memcpy(&v[i], keys[i] + d, sizeof v[i]);
-    transpose(v);
-}
-
-INLINE void transpose_pairs(const bf16* const* keys, int64_t d, float* columns) {
-    Vec v[kWidth];
-    load_pairs(keys, d, v);
-    for (int i = 0; i < kWidth; i++) {
-        store(columns + (d + 2 * i) * kTile, (Vec)((BitVec)v[i] << 16));
-        store(columns + (d + 2 * i + 1) * kTile, (Vec)((BitVec)v[i] & 0xffff0000));
-    }
-}
-
-INLINE int64_t transpose_paired(const float* const*, int64_t, float*) { return 0; }
-INLINE int64_t transpose_paired(const int8_t* const*, int64_t, float*) { return 0; }
-
-INLINE int64_t transpose_paired(const bf16* const* keys, int64_t dim, float* columns) {
-    int64_t d = 0;
-    for (; d + 2 * kWidth <= dim; d += 2 * kWidth) transpose_pairs(keys, d, columns);
-    return d;
-}
-
-template <typename Cache>
-void transpose_keys(const Cache* const* keys, int64_t first, int64_t last, int64_t dim, float* columns,
-                    TilesAhead<Cache>& ahead) {
-    for (int64_t j = first / kWidth * kWidth; j < last; j += kWidth) {
-        ahead.go_on(kWidth * kKeysShare);
-        for (int64_t d = transpose_paired(keys + j, dim, columns + j); d < dim; d += kWidth)
-            transpose_piece(keys + j, dim, d, columns + j);
-    }
-}
-
-// --- scores[row][position] = q[row] · key[position] ---
-
-template <int Rows, int Vecs>
-INLINE void score_block(const float* q, const float* columns, int64_t dim, float* scores) {
-    Vec sums[Rows][Vecs] = {};
-    for (int64_t d = 0; d < dim; d++) {
-        Vec key[Vecs];
-        for (int v = 0; v < Vecs; v++) key[v] = load(columns + d * kTile + v * kWidth);
-        for (int r = 0; r < Rows; r++) {
-            const Vec element = broadcast(q[r * dim + d]);
-            for (int v = 0; v < Vecs; v++) sums[r][v] = fma(element, key[v], sums[r][v]);
-        }
-    }
-    for (int r = 0; r < Rows; r++)
-        for (int v = 0; v < Vecs; v++) store(scores + r * kTile + v * kWidth, sums[r][v]);
-}
-
-template <int Rows>
-void score_rows(const float* q, const float* columns, int64_t dim, int64_t first, int64_t last, float* scores) {
-    int64_t j = first / kWidth * kWidth;
-    for (; j + kVecsAtOnce * kWidth <= round_up(last, kWidth); j += kVecsAtOnce * kWidth)
-        score_block<Rows, kVecsAtOnce>(q, columns + j, dim, scores + j);
-    for (; j < last; j += kWidth) score_block<Rows, 1>(q, columns + j, dim, scores + j);
-}
-
-// --- sums[row] += weights[row][position] · value[position], over positions [first, last) ---
-
-template <int Rows, int Vecs, typename Value, typename Cache>
-INLINE void value_block(const float* weights, const Value* const* values, int64_t at, int64_t first, int64_t last,
-                        float* sums, int64_t stride, TilesAhead<Cache>* ahead) {
-    Vec total[Rows][Vecs];
-    for (int r = 0; r < Rows; r++)
-        for (int v = 0; v < Vecs; v++) total[r][v] = load(sums + r * stride + at + v * kWidth);
-    for (int64_t j = first; j < last; j++) {
-        if (at == 0 && ahead) ahead->go_on(kValuesShare);
-        Vec value[Vecs];
-        for (int v = 0; v < Vecs; v++) value[v] = load(values[j] + at + v * kWidth);
-        for (int r = 0; r < Rows; r++) {
-            const Vec weight = broadcast(weights[r * kTile + j]);
-            for (int v = 0; v < Vecs; v++) total[r][v] = fma(weight, value[v], total[r][v]);
-        }
-    }
-    for (int r = 0; r < Rows; r++)
-        for (int v = 0; v < Vecs; v++) store(sums + r * stride + at + v * kWidth, total[r][v]);
-}
-
-template <int Rows, typename Value, typename Cache>
-void value_rows(const float* weights, const Value* const* values, int64_t first, int64_t last, float* sums,
-                int64_t stride, TilesAhead<Cache>* ahead) {
-    int64_t d = 0;
-    for (; d + kVecsAtOnce * kWidth <= stride; d += kVecsAtOnce * kWidth)
-        value_block<Rows, kVecsAtOnce>(weights, values, d, first, last, sums, stride, ahead);
-    for (; d < stride; d += kWidth) value_block<Rows, 1>(weights, values, d, first, last, sums, stride, ahead);
-}
-
-template <int Rows, typename Value, typename Cache>
-void value_rows_of(int64_t rows, const float* weights, const Value* const* values, int64_t first, int64_t last,
-                   float* sums, int64_t stride, TilesAhead<Cache>* ahead) {
-    if constexpr (Rows > 1)
-        if (rows < Rows) return value_rows_of<Rows - 1>(rows, weights, values, first, last, sums, stride, ahead);
-    value_rows<Rows>(weights, values, first, last, sums, stride, ahead);
-}
-
-template <int Rows>
-void score_rows_of(int64_t rows, const float* q, const float* columns, int64_t dim, int64_t first, int64_t last,
-                   float* scores) {
-    if constexpr (Rows > 1)
-        if (rows < Rows) return score_rows_of<Rows - 1>(rows, q, columns, dim, first, last, scores);
-    score_rows<Rows>(q, columns, dim, first, last, scores);
-}
-
-}  // namespace
-
-#if defined(__AMX_BF16__)
-#include "attention_tiles.h"
-#endif
-
-namespace {
-
-// --- one item ---
-
-template <typename Cache>
-struct AttentionItem : SpanView {
+template <typename Item, typename Cache>
+struct SectionedItem : SpanView {
     AttentionScratch scratch;
     int64_t group = a.heads / a.kv_heads;
     int64_t rows = span.tokens * group;
     int64_t stride = round_up(a.dim, kWidth);  // of sums
 
+    SectionedItem(const SpanView& view, const AttentionScratch& memory) : SpanView(view), scratch(memory) {}
+
     INLINE int64_t position_of(int64_t row) const { return scratch.positions[row]; }
     INLINE bool is_whole() const { return span.parts == nullptr; }
+    INLINE Item& item() { return static_cast<Item&>(*this); }
 
     void start() {
         for (int64_t row = 0; row < rows; row++) {
-            const float* q = a.q + (span.first_token + row / group) * a.q_token_stride +
-                             (span.kv_head * group + row % group) * a.q_head_stride;
-            for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(scratch.q + row * a.dim + i, load_n(q + i, n), n); });
+            item().start_row(row, a.q + (span.first_token + row / group) * a.q_token_stride +
+                                      (span.kv_head * group + row % group) * a.q_head_stride);
             scratch.positions[row] = int32_t(first_position + row / group);
+        }
+    }
+
+    void start_whole() {
+        for (int64_t row = 0; row < rows; row++) {
             scratch.whole_peak[row] = -__builtin_inff();
             scratch.whole_total[row] = 0.0f;
         }
         __builtin_memset(scratch.whole_sums, 0, rows * stride * sizeof(float));
+    }
+
+    // Of a tile's positions, those that a row sees.
+    INLINE int64_t first_seen(int64_t row, int64_t base) const { return max_of(0, seen_from(position_of(row)) - base); }
+    INLINE int64_t last_seen(int64_t row, int64_t base) const { return min_of(kTile, position_of(row) + 1 - base); }
+
+    // The rows that see something of a tile, which are in order of position, and what they see of it.
+    struct SeenRows {
+        int64_t begin, end, first, last;
+    };
+
+    INLINE SeenRows rows_that_see(int64_t base) const {
+        int64_t begin = 0, end = rows;
+        while (begin < rows && position_of(begin) < base) begin++;
+        while (end > begin && seen_from(position_of(end - 1)) >= base + kTile) end--;
+        if (begin == end) return {begin, end, 0, 0};
+        return {begin, end, first_seen(begin, base), last_seen(end - 1, base)};
     }
 
     void start_section() {
@@ -179,7 +76,7 @@ struct AttentionItem : SpanView {
         for (int64_t row = 0; row < rows; row++) {
             const float before = scratch.whole_peak[row], here = peaks[row], peak = here > before ? here : before;
             if (here == -__builtin_inff()) continue;
-            const Vec keep = broadcast(exp_one(before - peak)), take = broadcast(exp_one(here - peak));
+            const Vec keep = broadcast(Item::power(before - peak)), take = broadcast(Item::power(here - peak));
             float* sums = scratch.whole_sums + row * stride;
             const float* more = section_sums + row * stride;
             for (int64_t d = 0; d < stride; d += kWidth)
@@ -187,6 +84,77 @@ struct AttentionItem : SpanView {
             scratch.whole_peak[row] = peak;
             scratch.whole_total[row] = totals[row] * take[0] + scratch.whole_total[row] * keep[0];
         }
+    }
+
+    void finish(const float* all_sums, const float* totals) {
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t token = span.first_token + row / group, head = span.kv_head * group + row % group;
+            float* out = a.out + (token * a.heads + head) * a.dim;
+            item().finish_row(all_sums + row * stride, totals[row], out);
+        }
+    }
+
+    // Puts a section's sums where they are merged later.
+    void keep_section(int64_t section) {
+        float* part = span.parts + section * rows * (stride + 2);
+        __builtin_memcpy(part, scratch.sums, rows * stride * sizeof(float));
+        __builtin_memcpy(part + rows * stride, scratch.peak, rows * sizeof(float));
+        __builtin_memcpy(part + rows * (stride + 1), scratch.total, rows * sizeof(float));
+    }
+
+    void run(TilesAhead<Cache>& tiles) {
+        start();
+        const int64_t end = last_base();
+        int64_t base = first_base();
+        if (base > end) return;
+        // What is added to nothing stays as it is.
+        const bool is_one = is_whole() && base / kSection == end / kSection;
+        if (!is_one) start_whole();
+        start_section();
+        for (; base <= end; base += kTile) {
+            item().tile(base, tiles);
+            if (base + kTile <= end && (base + kTile) % kSection) continue;
+            item().end_section();
+            if (is_one) return finish(scratch.sums, scratch.total);
+            if (is_whole())
+                add_section(scratch.sums, scratch.peak, scratch.total);
+            else
+                keep_section(base / kSection);
+            start_section();
+        }
+        if (is_whole()) finish(scratch.whole_sums, scratch.whole_total);
+    }
+
+    void merge() {
+        start();
+        start_whole();
+        const int64_t first = seen_from(first_position) / kSection, last = position_of(rows - 1) / kSection;
+        for (int64_t section = first; section <= last; section++) {
+            const float* part = span.parts + section * rows * (stride + 2);
+            add_section(part, part + rows * stride, part + rows * (stride + 1));
+        }
+        finish(scratch.whole_sums, scratch.whole_total);
+    }
+};
+
+// On floats, of any cache.
+template <typename Cache>
+struct AttentionItem : SectionedItem<AttentionItem<Cache>, Cache> {
+    using Base = SectionedItem<AttentionItem<Cache>, Cache>;
+    using Base::Base;
+    using Base::a, Base::rows, Base::scratch, Base::stride, Base::position_of, Base::seen_from, Base::first_seen,
+        Base::last_seen, Base::rows_that_see;
+
+    static INLINE float power(float x) { return exp_one(x); }
+
+    INLINE void start_row(int64_t row, const float* q) {
+        for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(scratch.q + row * a.dim + i, load_n(q + i, n), n); });
+    }
+
+    INLINE void end_section() {}
+
+    INLINE void finish_row(const float* sums, float total, float* out) {
+        for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(out + i, load(sums + i) / total, n); });
     }
 
     // A vector of scores as the softmax takes them.
@@ -319,9 +287,8 @@ struct AttentionItem : SpanView {
                     TilesAhead<Cache>& ahead) {
         for (int64_t row = begin; row < end; row += kRowsAtOnce) {
             const int64_t count = min_of(kRowsAtOnce, end - row);
-            const int64_t first = max_of(0, seen_from(position_of(row)) - base);
-            const int64_t last = min_of(kTile, position_of(row + count - 1) + 1 - base);
-            value_rows_of<kRowsAtOnce>(count, scratch.scores + row * kTile, value_rows, first, last,
+            const int64_t first = first_seen(row, base), last = last_seen(row + count - 1, base);
+            value_rows_of<OneFloat, kRowsAtOnce>(count, scratch.scores + row * kTile, value_rows, first, last,
                                        scratch.sums + row * stride, stride,
                                        row == begin ? &ahead : nullptr);
         }
@@ -335,13 +302,8 @@ struct AttentionItem : SpanView {
 
     void tile(int64_t base, TilesAhead<Cache>& tiles) {
         const TileRows<Cache>& here = tiles.take();
-        // Rows are in order of position, so those that see something of the tile are [begin, end).
-        int64_t begin = 0, end = rows;
-        while (begin < rows && position_of(begin) < base) begin++;
-        while (end > begin && seen_from(position_of(end - 1)) >= base + kTile) end--;
+        const auto [begin, end, first, last] = rows_that_see(base);
         if (begin == end) return;
-        const int64_t first = max_of(0, seen_from(position_of(begin)) - base);
-        const int64_t last = min_of(kTile, position_of(end - 1) + 1 - base);
         const auto weigh_rows = [&] {
             const int64_t share = (last - first) * kWeightsShare / (end - begin);
             for (int64_t row = begin, count; row < end; row += count) {
@@ -350,13 +312,13 @@ struct AttentionItem : SpanView {
                 if (count > 1)
                     weigh_rows_all(row);
                 else
-                    weigh(row, max_of(0, seen_from(position_of(row)) - base), min_of(kTile, position_of(row) + 1 - base));
+                    weigh(row, first_seen(row, base), last_seen(row, base));
             }
         };
 
         transpose_keys(here.keys, first, last, a.dim, scratch.columns, tiles);
         for (int64_t row = begin; row < end; row += kRowsAtOnce)
-            score_rows_of<kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, scratch.columns,
+            score_rows_of<OneFloat, kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, scratch.columns,
                                        a.dim, first, last, scratch.scores + row * kTile);
         weigh_rows();
         if constexpr (sizeof(Cache) > 1) {
@@ -366,53 +328,17 @@ struct AttentionItem : SpanView {
         }
         add_values(pad_values(here.values, first, last), base, begin, end, tiles);
     }
-
-    void finish() {
-        for (int64_t row = 0; row < rows; row++) {
-            const int64_t token = span.first_token + row / group, head = span.kv_head * group + row % group;
-            float* out = a.out + (token * a.heads + head) * a.dim;
-            const float* sums = scratch.whole_sums + row * stride;
-            const Vec total = broadcast(scratch.whole_total[row]);
-            for_each_vec(a.dim, [&](int64_t i, int64_t n) { store_n(out + i, load(sums + i) / total, n); });
-        }
-    }
-
-    // Puts a section's sums where they are merged later.
-    void keep_section(int64_t section) {
-        float* part = span.parts + section * rows * (stride + 2);
-        __builtin_memcpy(part, scratch.sums, rows * stride * sizeof(float));
-        __builtin_memcpy(part + rows * stride, scratch.peak, rows * sizeof(float));
-        __builtin_memcpy(part + rows * (stride + 1), scratch.total, rows * sizeof(float));
-    }
-
-    void run(TilesAhead<Cache>& tiles) {
-        start();
-        const int64_t end = last_base();
-        int64_t base = first_base();
-        if (base > end) return;
-        start_section();
-        for (; base <= end; base += kTile) {
-            tile(base, tiles);
-            if (base + kTile <= end && (base + kTile) % kSection) continue;
-            if (is_whole())
-                add_section(scratch.sums, scratch.peak, scratch.total);
-            else
-                keep_section(base / kSection);
-            start_section();
-        }
-        if (is_whole()) finish();
-    }
-
-    void merge() {
-        start();
-        const int64_t first = seen_from(first_position) / kSection, last = position_of(rows - 1) / kSection;
-        for (int64_t section = first; section <= last; section++) {
-            const float* part = span.parts + section * rows * (stride + 2);
-            add_section(part, part + rows * stride, part + rows * (stride + 1));
-        }
-        finish();
-    }
 };
+
+}  // namespace
+
+#if defined(__AMX_BF16__)
+#include "attention_tiles.h"
+#elif defined(__AVX512BF16__)
+#include "attention_dots.h"
+#endif
+
+namespace {
 
 template <typename Item, typename Cache>
 void attend(const AttentionArgs& a, const AttentionSpan* spans, int64_t count, const AttentionScratch& scratch,
@@ -429,6 +355,8 @@ void paged_attention(const AttentionArgs& a, const AttentionSpan* spans, int64_t
                      const AttentionScratch& scratch, bool merges) {
 #if defined(__AMX_BF16__)
     if (fits_tiles(a)) return attend<TileItem, bf16>(a, spans, count, scratch, merges);
+#elif defined(__AVX512BF16__)
+    if (fits_dots(a)) return attend<DotItem, bf16>(a, spans, count, scratch, merges);
 #endif
     if (a.cache_dtype == kFloat32)
         attend<AttentionItem<float>, float>(a, spans, count, scratch, merges);

@@ -1,6 +1,6 @@
-// Rows of floats to codes of 12 bits with one scale for each 32 (quantised.h): scale = largest magnitude / 2047, codes are
-// rounded to nearest even. A group with NaN or infinity gets a scale that is not finite, so that what is computed from it
-// is not finite either.
+// Rows of floats to codes of 12 bits with one scale for each 32 (quantised.h): scale = largest magnitude / 2032, codes are
+// rounded to nearest even, and then to multiples of 16, which is 8 bits, in groups without outliers. A group with NaN or
+// infinity gets a scale that is not finite, so that what is computed from it is not finite either.
 #pragma once
 
 #include "quantised.h"
@@ -9,6 +9,8 @@
 
 namespace {
 
+constexpr float kMostCode = 2032.0f;   // 127 · 16: what is rounded to high parts alone keeps to 8 bits
+constexpr int32_t kPlainSquares = 127 * 127 * 32 / 18;  // a group's largest is at most √18 times its root mean square
 constexpr int kGroupVecs = int(kGroup) / kWidth;
 
 INLINE IntVec larger(IntVec a, IntVec b) { return a > b ? a : b; }
@@ -33,23 +35,31 @@ INLINE IntVec to_codes(Vec x, const CodeScale& scale) {
     return (IntVec)(x * broadcast(scale.inverse) + magic) - 0x4b400000;
 }
 
+INLINE int8_t* low_parts(const QuantisedRow& row, int64_t group) { return reinterpret_cast<int8_t*>(row.low[group]); }
+
+INLINE void put_sums(const QuantisedRow& row, int64_t group, int32_t first, int32_t second) {
+    QuantisedGroup& of = row.groups[group];
+    of.scaled_sum = of.scale * float(first + second);
+    of.first_sum = first;
+    of.sum_8 = 8 * (first + second);
+    of.sum_128 = 128 * (first + second);
+}
+
 // x: the group's vectors, zeros beyond the row's end.
 INLINE void quantise_group(const Vec (&x)[kGroupVecs], const QuantisedRow& row, int64_t group) {
     IntVec sizes = {};
     for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, (IntVec)x[i] & 0x7fffffff);
-    const CodeScale scale = code_scale(largest_of(sizes), 2047.0f);
+    const CodeScale scale = code_scale(largest_of(sizes), kMostCode);
     int32_t half_sums[2] = {0, 0};
     for (int i = 0; i < kGroupVecs; i++) {
         // 12 bits of the codes, which are in bounds in a group that is not finite too.
         const IntVec code = to_codes(x[i], scale) << 20 >> 20;
-        store_codes(row.high(group) + i * kWidth, code >> 4);
-        store_codes(row.low(group) + i * kWidth, code & 15);
+        store_codes(row.groups[group].high + i * kWidth, code >> 4);
+        store_codes(low_parts(row, group) + i * kWidth, code & 15);
         half_sums[2 * i / kGroupVecs] += fold(code, [](auto a, auto b) { return a + b; });
     }
-    row.scales[group] = scale.scale;
-    row.scaled_sums[group] = scale.scale * float(half_sums[0] + half_sums[1]);
-    row.half_sums[2 * group] = half_sums[0];
-    row.half_sums[2 * group + 1] = half_sums[1];
+    row.groups[group].scale = scale.scale;
+    put_sums(row, group, half_sums[0], half_sums[1]);
 }
 
 #if defined(__AVX512F__)
@@ -89,7 +99,7 @@ INLINE void quantise_groups(const Vec (&x)[kTogetherVecs], const QuantisedRow& r
         sizes[i] = larger((IntVec)x[2 * i] & 0x7fffffff, (IntVec)x[2 * i + 1] & 0x7fffffff);
     const Vec largest = (Vec)fold_together(sizes, larger);
     const __mmask16 is_some = _mm512_cmp_ps_mask((__m512)largest, _mm512_set1_ps(1e-30f), _CMP_NLT_UQ);
-    const __m512 most = _mm512_set1_ps(2047.0f);
+    const __m512 most = _mm512_set1_ps(kMostCode);
     const __m512i in_order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11);
     const __m512 scales = _mm512_permutexvar_ps(in_order, _mm512_maskz_div_ps(is_some, (__m512)largest, most));
     alignas(64) float inverses[kWidth];
@@ -97,19 +107,68 @@ INLINE void quantise_groups(const Vec (&x)[kTogetherVecs], const QuantisedRow& r
 #pragma GCC unroll 16
     for (int i = 0; i < kTogetherVecs; i++) {
         codes[i] = to_codes(x[i], {0.0f, inverses[i / 2]}) << 20 >> 20;
-        int8_t* to = row.high(first + i / 2) + i % 2 * kWidth;
-        store_codes(to, codes[i] >> 4);
-        store_codes(to + kGroup, codes[i] & 15);
+        store_codes(row.groups[first + i / 2].high + i % 2 * kWidth, codes[i] >> 4);
+        store_codes(low_parts(row, first + i / 2) + i % 2 * kWidth, codes[i] & 15);
     }
-    const __m512i half_sums = (__m512i)fold_together(codes, [](IntVec a, IntVec b) { return a + b; });
-    const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
-    const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
-    const __m512i sums = _mm512_add_epi32(_mm512_permutexvar_epi32(evens, half_sums), _mm512_permutexvar_epi32(odds, half_sums));
-    _mm512_storeu_si512(row.half_sums + 2 * first, half_sums);
-    _mm256_storeu_ps(row.scales + first, _mm512_castps512_ps256(scales));
-    _mm256_storeu_ps(row.scaled_sums + first, _mm512_castps512_ps256(_mm512_mul_ps(scales, _mm512_cvtepi32_ps(sums))));
+    alignas(64) int32_t half_sums[2 * kTogether];
+    alignas(64) float each[kWidth];
+    _mm512_store_si512(half_sums, (__m512i)fold_together(codes, [](IntVec a, IntVec b) { return a + b; }));
+    _mm512_store_ps(each, scales);
+#pragma GCC unroll 8
+    for (int i = 0; i < kTogether; i++) {
+        row.groups[first + i].scale = each[i];
+        put_sums(row, first + i, half_sums[2 * i], half_sums[2 * i + 1]);
+    }
 }
 #endif
+
+typedef int8_t GroupBytes __attribute__((vector_size(kGroup)));
+
+// Of the 32 high parts the sum of squares.
+INLINE int32_t sum_of_squares(const GroupBytes& high) {
+#if defined(__AVX2__)
+    const __m256i sizes = _mm256_abs_epi8((__m256i)high);
+    const __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(sizes, sizes), _mm256_set1_epi16(1));
+    const __m128i twos = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+    const __m128i pair = _mm_add_epi32(twos, _mm_shuffle_epi32(twos, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < kGroup; i++) sum += high[i] * high[i];
+    return sum;
+#endif
+}
+
+// Of the first and of the last 16 high parts the sums.
+INLINE void add_halves(const GroupBytes& high, int32_t (&sums)[2]) {
+#if defined(__AVX2__)
+    const __m256i eights = _mm256_sad_epu8((__m256i)(high ^ int8_t(0x80)), _mm256_setzero_si256());
+    const __m256i halves = _mm256_add_epi64(eights, _mm256_unpackhi_epi64(eights, eights));
+    sums[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(halves)) - 16 * 128;
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(halves, 1)) - 16 * 128;
+#else
+    for (int i = 0; i < kGroup; i++) sums[i / 16] += high[i];
+#endif
+}
+
+// Rounds codes to multiples of 16, so that low parts are zero, but where an outlier would leave too little of the others. Only
+// the group itself decides: its row may be one rank's part of a longer one.
+INLINE void choose_widths(const QuantisedRow& row, int64_t groups) {
+    for (int64_t group = 0; group < groups; group++) {
+        GroupBytes high, low;
+        __builtin_memcpy(&high, row.groups[group].high, kGroup);
+        __builtin_memcpy(&low, row.low[group], kGroup);
+        const int32_t squares = sum_of_squares(high);
+        row.wide[group] = squares != 0 && squares < kPlainSquares;
+        if (row.wide[group]) continue;
+        high -= (GroupBytes)(low > 7);
+        __builtin_memcpy(row.groups[group].high, &high, kGroup);
+        __builtin_memset(row.low[group], 0, kGroup);
+        int32_t sums[2] = {0, 0};
+        add_halves(high, sums);
+        put_sums(row, group, 16 * sums[0], 16 * sums[1]);
+    }
+}
 
 // Quantises a row whose elements [i, i + n) are given by element(i, n), n ≤ kWidth, in order; n is less than a
 // vector only at the end of the row.
@@ -132,6 +191,7 @@ INLINE void quantise_row(int64_t inputs, const QuantisedRow& row, Element elemen
         }
         quantise_group(x, row, group);
     }
+    choose_widths(row, group);
 }
 
 // Writes a row whose elements are given by element(i, n), as quantise_row takes them.
