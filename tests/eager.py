@@ -6,13 +6,21 @@ import torch
 from torch import Tensor
 
 from shoal.cuda_ext import ops
+from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.ops import Activation, Activations
 from shoal.cuda_ext.packed_weight import PackedWeight
 from shoal.cuda_ext.program import Program
 from shoal.cuda_ext.quantised import QuantisedGroups, QuantisedRows, QuantisedWeight
 
 set_threads = ops.set_threads
+
 Weight = PackedWeight | QuantisedWeight
+
+
+def attention_is_rounded() -> bool:
+    """Whether paged_attention multiplies pairs of bfloat16 where the cache holds such."""
+    compiled = library()
+    return compiled is not None and compiled.level in ("avx512_amx", "avx512_bf16")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

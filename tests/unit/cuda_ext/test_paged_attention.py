@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from shoal.cuda_ext import reference
-from shoal.cuda_ext.binding import library
 
 pytestmark = pytest.mark.usefixtures("level")
 
 TOLERANCE = 4e-6
 ROUNDED_TOLERANCE = 2 * (2**-8 + 1e-4)
-"""Where tiles multiply a bfloat16 cache, of the mean size of the values: a weight is within 8e-5 and then rounded to 8
+"""Where pairs of bfloat16 are multiplied, of the mean size of the values: a weight is within 8e-5 and then rounded to 8
 bits of mantissa, and so is their total."""
 
 
@@ -42,9 +41,8 @@ class Case:
         return reference.paged_attention(**vars(doubled))
 
     def is_rounded(self) -> bool:
-        compiled = library()
-        rounds = compiled is not None and compiled.level in ("avx512_amx", "avx512_bf16")
-        return rounds and self.k_cache.dtype == torch.bfloat16 and self.k_cache.shape[-1] % 32 == 0
+        fits = self.k_cache.dtype == torch.bfloat16 and self.k_cache.shape[-1] % 32 == 0
+        return fits and eager.attention_is_rounded()
 
     def as_it_is_rounded(self) -> "Case":
         """The queries rounded as they are before pairs of bfloat16 are multiplied."""

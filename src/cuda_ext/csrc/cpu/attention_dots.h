@@ -75,11 +75,9 @@ struct DotItem : SectionedItem<DotItem, bf16> {
         }
     }
 
-    // What the row has summed up is relative to its peak, which becomes a higher one.
     __attribute__((noinline)) void raise_peak(int64_t row, float peak) {
         const Vec factor = broadcast(power(scratch.peak[row] - peak));
-        float* sums = scratch.sums + row * stride;
-        for (int64_t d = 0; d < stride; d += kWidth) store(sums + d, load(sums + d) * factor);
+        scale_sums(row, factor);
         store(scratch.lanes + row * kWidth, load(scratch.lanes + row * kWidth) * factor);
         scratch.peak[row] = peak;
     }

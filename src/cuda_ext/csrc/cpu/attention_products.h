@@ -11,13 +11,6 @@ namespace {
 constexpr int kRowsAtOnce = 6;
 constexpr int kVecsAtOnce = kWidth == 16 ? 4 : 2;  // 6 × 4 of 32 registers, or 6 × 2 of 16
 
-// A word in every lane; it may hold two numbers in bfloat16, which no instruction on floats is to see.
-INLINE Vec broadcast_word(const float* p) {
-    int32_t word;
-    __builtin_memcpy(&word, p, sizeof word);
-    return (Vec)(word - IntVec{});
-}
-
 // --- keys: tile × dim → dim × tile ---
 
 template <typename Cache>
@@ -85,7 +78,7 @@ INLINE void score_block(const float* q, const float* columns, int64_t words, flo
         Vec key[Vecs];
         for (int v = 0; v < Vecs; v++) key[v] = load(columns + d * kTile + v * kWidth);
         for (int r = 0; r < Rows; r++) {
-            const Vec element = broadcast_word(q + r * words + d);
+            const Vec element = (Vec)broadcast_word(q + r * words + d);
             for (int v = 0; v < Vecs; v++) sums[r][v] = Word::add(element, key[v], sums[r][v]);
         }
     }
@@ -114,7 +107,7 @@ INLINE void value_block(const float* weights, const Value* const* values, int64_
         Vec value[Vecs];
         for (int v = 0; v < Vecs; v++) value[v] = load(values[j] + at + v * kWidth);
         for (int r = 0; r < Rows; r++) {
-            const Vec weight = broadcast_word(weights + r * kTile + j);
+            const Vec weight = (Vec)broadcast_word(weights + r * kTile + j);
             for (int v = 0; v < Vecs; v++) total[r][v] = Word::add(weight, value[v], total[r][v]);
         }
     }

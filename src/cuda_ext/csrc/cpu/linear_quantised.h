@@ -38,12 +38,6 @@ INLINE IntVec load_line(const uint8_t* p) {
     return v;
 }
 
-INLINE IntVec four_codes(const int8_t* x) {
-    int32_t word;
-    __builtin_memcpy(&word, x, sizeof word);
-    return word - IntVec{};
-}
-
 // --- sums of products of codes: weights w against activations x, four inputs a lane ---
 
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
@@ -141,8 +135,8 @@ struct QuantisedBlock {
             const IntVec second = kTimes16 ? codes & int32_t(0xf0f0f0f0) : codes >> 4 & 0x0f0f0f0f;
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                highs[r].add(first, four_codes(x.high_of(r) + at + 4 * i));
-                if constexpr (Bits == 4) highs[r].add(second, four_codes(x.high_of(r) + 4 * i + 16));
+                highs[r].add(first, broadcast_word(x.high_of(r) + at + 4 * i));
+                if constexpr (Bits == 4) highs[r].add(second, broadcast_word(x.high_of(r) + 4 * i + 16));
             }
         }
 #pragma GCC unroll 8
@@ -159,11 +153,11 @@ struct QuantisedBlock {
             const IntVec first = Bits == 4 ? codes & 0x0f0f0f0f : codes, second = codes >> 4 & 0x0f0f0f0f;
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                highs[r].add(first, four_codes(x.high_of(r) + at + 4 * i));
-                lows[r].add(first, four_codes(x.low_of(r) + at + 4 * i));
+                highs[r].add(first, broadcast_word(x.high_of(r) + at + 4 * i));
+                lows[r].add(first, broadcast_word(x.low_of(r) + at + 4 * i));
                 if constexpr (Bits == 4) {
-                    highs[r].add(second, four_codes(x.high_of(r) + 4 * i + 16));
-                    lows[r].add(second, four_codes(x.low_of(r) + 4 * i + 16));
+                    highs[r].add(second, broadcast_word(x.high_of(r) + 4 * i + 16));
+                    lows[r].add(second, broadcast_word(x.low_of(r) + 4 * i + 16));
                 }
             }
         }
@@ -182,10 +176,10 @@ struct QuantisedBlock {
             const IntVec first_16 = codes << 4 & int32_t(0xf0f0f0f0), second_16 = codes & int32_t(0xf0f0f0f0);
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                both[r].add(first_16, four_codes(x.high_of(r) + 4 * i));
-                both[r].add(second_16, four_codes(x.high_of(r) + 4 * i + 16));
-                both[r].add(first, four_codes(x.low_of(r) + 4 * i));
-                both[r].add(second, four_codes(x.low_of(r) + 4 * i + 16));
+                both[r].add(first_16, broadcast_word(x.high_of(r) + 4 * i));
+                both[r].add(second_16, broadcast_word(x.high_of(r) + 4 * i + 16));
+                both[r].add(first, broadcast_word(x.low_of(r) + 4 * i));
+                both[r].add(second, broadcast_word(x.low_of(r) + 4 * i + 16));
             }
         }
 #pragma GCC unroll 8

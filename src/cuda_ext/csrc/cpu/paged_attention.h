@@ -71,6 +71,12 @@ struct SectionedItem : SpanView {
         __builtin_memset(scratch.sums, 0, rows * stride * sizeof(float));
     }
 
+    // What the row has summed up of a section, times a factor: it is relative to a peak.
+    INLINE void scale_sums(int64_t row, Vec factor) {
+        float* sums = scratch.sums + row * stride;
+        for (int64_t d = 0; d < stride; d += kWidth) store(sums + d, load(sums + d) * factor);
+    }
+
     // Adds a section's sums to those of the sections before it.
     void add_section(const float* section_sums, const float* peaks, const float* totals) {
         for (int64_t row = 0; row < rows; row++) {
@@ -143,7 +149,7 @@ struct AttentionItem : SectionedItem<AttentionItem<Cache>, Cache> {
     using Base = SectionedItem<AttentionItem<Cache>, Cache>;
     using Base::Base;
     using Base::a, Base::rows, Base::scratch, Base::stride, Base::position_of, Base::seen_from, Base::first_seen,
-        Base::last_seen, Base::rows_that_see;
+        Base::last_seen, Base::rows_that_see, Base::scale_sums;
 
     static INLINE float power(float x) { return exp_one(x); }
 
@@ -194,9 +200,7 @@ struct AttentionItem : SectionedItem<AttentionItem<Cache>, Cache> {
         store(factors, factor);
         for (int r = 0; r < kWidth; r++) {
             if (factors[r] == 1.0f) continue;
-            const Vec keep = broadcast(factors[r]);
-            float* sums = scratch.sums + (row + r) * stride;
-            for (int64_t d = 0; d < stride; d += kWidth) store(sums + d, load(sums + d) * keep);
+            scale_sums(row + r, broadcast(factors[r]));
         }
         store(scratch.peak + row, peak);
 #pragma GCC unroll 16
@@ -259,13 +263,12 @@ struct AttentionItem : SectionedItem<AttentionItem<Cache>, Cache> {
         scratch.total[row] += sum_of(total);
     }
 
-    // What the row has summed up is relative to its peak. Without a branch, which would be guessed wrong: where the peak
+    // Without a branch, which would be guessed wrong: where the peak
     // stays, all is multiplied by 1.
     INLINE float raise_peak(int64_t row, float tile_peak) {
         const float before = scratch.peak[row], peak = tile_peak > before ? tile_peak : before;
         const Vec factor = exp_vec(broadcast(before == peak ? 0.0f : before - peak));
-        float* sums = scratch.sums + row * stride;
-        for (int64_t d = 0; d < stride; d += kWidth) store(sums + d, load(sums + d) * factor);
+        scale_sums(row, factor);
         scratch.total[row] *= factor[0];
         scratch.peak[row] = peak;
         return peak;

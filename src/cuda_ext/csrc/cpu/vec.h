@@ -35,6 +35,13 @@ INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
 
 INLINE Vec broadcast(float x) { return x - Vec{}; }
 
+// Whatever 32 bits hold, in every lane.
+INLINE IntVec broadcast_word(const void* p) {
+    int32_t word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return word - IntVec{};
+}
+
 INLINE Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
