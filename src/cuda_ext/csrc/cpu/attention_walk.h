@@ -91,31 +91,21 @@ class TilesAhead {
     INLINE void go_on(int64_t shares) {
         due_ += shares;
         owed_ -= shares;
-        while (due_ >= kFetched * kShares && fetch_positions()) due_ -= kFetched * kShares;
+        while (due_ >= kShares && fetch_position()) due_ -= kShares;
     }
 
   private:
     static constexpr uint64_t kHeld = 4;
-    static constexpr int64_t kFetched = 2;  // positions at once
 
-    // Of what is asked for at once only the last of a tile's may be fewer.
-    INLINE bool fetch_positions() {
+    INLINE bool fetch_position() {
         if (position_ == tiles_[(found_ - 1) % kHeld].last && (found_ - taken_ == kHeld - 1 || !find())) return false;
         const TileRows<Cache>& tile = tiles_[(found_ - 1) % kHeld];
-        const int64_t end = min_of(tile.last, position_ + kFetched), bytes = a_.dim * int64_t(sizeof(Cache));
-        for (; position_ < end; position_++) {
-            const char* key = reinterpret_cast<const char*>(tile.keys[position_]);
-            const char* value = reinterpret_cast<const char*>(tile.values[position_]);
-            if (bytes == 2 * kLine) {
-                fetch(key), fetch(key + kLine), fetch(value), fetch(value + kLine);
-                continue;
-            }
-            for (int64_t i = 0; i < bytes; i += kLine) fetch(key + i), fetch(value + i);
-        }
+        constexpr int64_t step = kLine / int64_t(sizeof(Cache));
+        for (int64_t i = 0; i < a_.dim; i += step) __builtin_prefetch(tile.keys[position_] + i, 0, 2);
+        for (int64_t i = 0; i < a_.dim; i += step) __builtin_prefetch(tile.values[position_] + i, 0, 2);
+        position_++;
         return true;
     }
-
-    static INLINE void fetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 
     bool find() {
         if (base_ > last_base_) return false;

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr float kMostCode = 2032.0f;   // 127 · 16: what is rounded to high parts alone keeps to 8 bits
+constexpr float kMostCode = 2032.0f;  // 127 · 16: what is rounded to high parts alone keeps to 8 bits
 constexpr int32_t kPlainSquares = 127 * 127 * 32 / 18;  // a group's largest is at most √18 times its root mean square
 constexpr int kGroupVecs = int(kGroup) / kWidth;
 
@@ -35,60 +35,41 @@ INLINE IntVec to_codes(Vec x, const CodeScale& scale) {
     return (IntVec)(x * broadcast(scale.inverse) + magic) - 0x4b400000;
 }
 
-INLINE int8_t* low_parts(const QuantisedRow& row, int64_t group) { return reinterpret_cast<int8_t*>(row.low[group]); }
-
-INLINE void put_sums(const QuantisedRow& row, int64_t group, int32_t first, int32_t second) {
-    QuantisedGroup& of = row.groups[group];
-    of.scaled_sum = of.scale * float(first + second);
-    of.first_sum = first;
-    of.sum_8 = 8 * (first + second);
-    of.sum_128 = 128 * (first + second);
-}
-
 // x: the group's vectors, zeros beyond the row's end.
 INLINE void quantise_group(const Vec (&x)[kGroupVecs], const QuantisedRow& row, int64_t group) {
     IntVec sizes = {};
     for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, (IntVec)x[i] & 0x7fffffff);
     const CodeScale scale = code_scale(largest_of(sizes), kMostCode);
-    int32_t half_sums[2] = {0, 0};
     for (int i = 0; i < kGroupVecs; i++) {
         // 12 bits of the codes, which are in bounds in a group that is not finite too.
         const IntVec code = to_codes(x[i], scale) << 20 >> 20;
         store_codes(row.groups[group].high + i * kWidth, code >> 4);
-        store_codes(low_parts(row, group) + i * kWidth, code & 15);
-        half_sums[2 * i / kGroupVecs] += fold(code, [](auto a, auto b) { return a + b; });
+        store_codes(row.low[group] + i * kWidth, code & 15);
     }
     row.groups[group].scale = scale.scale;
-    put_sums(row, group, half_sums[0], half_sums[1]);
 }
 
 #if defined(__AVX512F__)
-// Some groups at once, whose largest magnitudes and sums are found together: a group's own take more than all else.
+// Some groups at once, whose largest magnitudes are found together: a group's own takes more than all else.
 constexpr int kTogether = 8;
 constexpr int kTogetherVecs = kTogether * kGroupVecs;
 
-// Of each vector its lanes joined, in the order of the vectors; of 8 vectors the lanes are 0 to 3, again, 4 to 7, again.
-template <int Count, typename Join>
-INLINE IntVec fold_together(const IntVec (&v)[Count], Join join) {
-    IntVec pairs[Count / 2], fours[Count / 4], halves[Count / 8];
-#pragma GCC unroll 8
-    for (int i = 0; i < Count / 2; i++) {
-        const __m512i a = (__m512i)v[2 * i], b = (__m512i)v[2 * i + 1];
-        pairs[i] = join((IntVec)_mm512_unpacklo_epi32(a, b), (IntVec)_mm512_unpackhi_epi32(a, b));
-    }
+// Of each vector the largest lane: of vectors 0 to 3, again, 4 to 7, again.
+INLINE IntVec largest_of_each(const IntVec (&v)[kTogether]) {
+    IntVec pairs[4], fours[2];
 #pragma GCC unroll 4
-    for (int i = 0; i < Count / 4; i++) {
-        const __m512i a = (__m512i)pairs[2 * i], b = (__m512i)pairs[2 * i + 1];
-        fours[i] = join((IntVec)_mm512_unpacklo_epi64(a, b), (IntVec)_mm512_unpackhi_epi64(a, b));
+    for (int i = 0; i < 4; i++) {
+        const __m512i a = (__m512i)v[2 * i], b = (__m512i)v[2 * i + 1];
+        pairs[i] = larger((IntVec)_mm512_unpacklo_epi32(a, b), (IntVec)_mm512_unpackhi_epi32(a, b));
     }
 #pragma GCC unroll 2
-    for (int i = 0; i < Count / 8; i++) {
-        const __m512i a = (__m512i)fours[2 * i], b = (__m512i)fours[2 * i + 1];
-        halves[i] = join((IntVec)_mm512_shuffle_i64x2(a, b, 0x44), (IntVec)_mm512_shuffle_i64x2(a, b, 0xee));
+    for (int i = 0; i < 2; i++) {
+        const __m512i a = (__m512i)pairs[2 * i], b = (__m512i)pairs[2 * i + 1];
+        fours[i] = larger((IntVec)_mm512_unpacklo_epi64(a, b), (IntVec)_mm512_unpackhi_epi64(a, b));
     }
-    const __m512i first = (__m512i)halves[0], last = (__m512i)halves[Count / 8 - 1];
-    if constexpr (Count == 8) return join(halves[0], (IntVec)_mm512_shuffle_i64x2(first, first, 0xb1));
-    return join((IntVec)_mm512_shuffle_i64x2(first, last, 0x88), (IntVec)_mm512_shuffle_i64x2(first, last, 0xdd));
+    const __m512i a = (__m512i)fours[0], b = (__m512i)fours[1];
+    const IntVec halves = larger((IntVec)_mm512_shuffle_i64x2(a, b, 0x44), (IntVec)_mm512_shuffle_i64x2(a, b, 0xee));
+    return larger(halves, (IntVec)_mm512_shuffle_i64x2((__m512i)halves, (__m512i)halves, 0xb1));
 }
 
 // As quantise_group, for groups [first, first + kTogether).
@@ -97,7 +78,7 @@ INLINE void quantise_groups(const Vec (&x)[kTogetherVecs], const QuantisedRow& r
 #pragma GCC unroll 8
     for (int i = 0; i < kTogether; i++)
         sizes[i] = larger((IntVec)x[2 * i] & 0x7fffffff, (IntVec)x[2 * i + 1] & 0x7fffffff);
-    const Vec largest = (Vec)fold_together(sizes, larger);
+    const Vec largest = (Vec)largest_of_each(sizes);
     const __mmask16 is_some = _mm512_cmp_ps_mask((__m512)largest, _mm512_set1_ps(1e-30f), _CMP_NLT_UQ);
     const __m512 most = _mm512_set1_ps(kMostCode);
     const __m512i in_order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11);
@@ -108,17 +89,11 @@ INLINE void quantise_groups(const Vec (&x)[kTogetherVecs], const QuantisedRow& r
     for (int i = 0; i < kTogetherVecs; i++) {
         codes[i] = to_codes(x[i], {0.0f, inverses[i / 2]}) << 20 >> 20;
         store_codes(row.groups[first + i / 2].high + i % 2 * kWidth, codes[i] >> 4);
-        store_codes(low_parts(row, first + i / 2) + i % 2 * kWidth, codes[i] & 15);
+        store_codes(row.low[first + i / 2] + i % 2 * kWidth, codes[i] & 15);
     }
-    alignas(64) int32_t half_sums[2 * kTogether];
     alignas(64) float each[kWidth];
-    _mm512_store_si512(half_sums, (__m512i)fold_together(codes, [](IntVec a, IntVec b) { return a + b; }));
     _mm512_store_ps(each, scales);
-#pragma GCC unroll 8
-    for (int i = 0; i < kTogether; i++) {
-        row.groups[first + i].scale = each[i];
-        put_sums(row, first + i, half_sums[2 * i], half_sums[2 * i + 1]);
-    }
+    for (int i = 0; i < kTogether; i++) row.groups[first + i].scale = each[i];
 }
 #endif
 
@@ -139,34 +114,51 @@ INLINE int32_t sum_of_squares(const GroupBytes& high) {
 #endif
 }
 
-// Of the first and of the last 16 high parts the sums.
-INLINE void add_halves(const GroupBytes& high, int32_t (&sums)[2]) {
+struct HalfSums {
+    int32_t first, last;
+};
+
+// Of the first and of the last 16.
+INLINE HalfSums half_sums(const GroupBytes& parts) {
 #if defined(__AVX2__)
-    const __m256i eights = _mm256_sad_epu8((__m256i)(high ^ int8_t(0x80)), _mm256_setzero_si256());
+    const __m256i eights = _mm256_sad_epu8((__m256i)(parts ^ int8_t(0x80)), _mm256_setzero_si256());
     const __m256i halves = _mm256_add_epi64(eights, _mm256_unpackhi_epi64(eights, eights));
-    sums[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(halves)) - 16 * 128;
-    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(halves, 1)) - 16 * 128;
+    return {_mm_cvtsi128_si32(_mm256_castsi256_si128(halves)) - 16 * 128,
+            _mm_cvtsi128_si32(_mm256_extracti128_si256(halves, 1)) - 16 * 128};
 #else
-    for (int i = 0; i < kGroup; i++) sums[i / 16] += high[i];
+    HalfSums sums{0, 0};
+    for (int i = 0; i < 16; i++) {
+        sums.first += parts[i];
+        sums.last += parts[16 + i];
+    }
+    return sums;
 #endif
 }
 
-// Rounds codes to multiples of 16, so that low parts are zero, but where an outlier would leave too little of the others. Only
-// the group itself decides: its row may be one rank's part of a longer one.
-INLINE void choose_widths(const QuantisedRow& row, int64_t groups) {
+// Rounds codes to multiples of 16, so that low parts are zero, but where an outlier would leave too little of the others; and
+// adds up what is left. Only the group itself decides: its row may be one rank's part of a longer one.
+INLINE void finish_groups(const QuantisedRow& row, int64_t groups) {
     for (int64_t group = 0; group < groups; group++) {
+        QuantisedGroup& of = row.groups[group];
         GroupBytes high, low;
-        __builtin_memcpy(&high, row.groups[group].high, kGroup);
+        __builtin_memcpy(&high, of.high, kGroup);
         __builtin_memcpy(&low, row.low[group], kGroup);
         const int32_t squares = sum_of_squares(high);
         row.wide[group] = squares != 0 && squares < kPlainSquares;
-        if (row.wide[group]) continue;
-        high -= (GroupBytes)(low > 7);
-        __builtin_memcpy(row.groups[group].high, &high, kGroup);
-        __builtin_memset(row.low[group], 0, kGroup);
-        int32_t sums[2] = {0, 0};
-        add_halves(high, sums);
-        put_sums(row, group, 16 * sums[0], 16 * sums[1]);
+        HalfSums more{0, 0};
+        if (row.wide[group]) {
+            more = half_sums(low);
+        } else {
+            high -= (GroupBytes)(low > 7);
+            __builtin_memcpy(of.high, &high, kGroup);
+            __builtin_memset(row.low[group], 0, kGroup);
+        }
+        const HalfSums sums = half_sums(high);
+        const int32_t sum = 16 * (sums.first + sums.last) + more.first + more.last;
+        of.scaled_sum = of.scale * float(sum);
+        of.first_sum = 16 * sums.first + more.first;
+        of.sum_8 = 8 * sum;
+        of.sum_128 = 128 * sum;
     }
 }
 
@@ -191,7 +183,7 @@ INLINE void quantise_row(int64_t inputs, const QuantisedRow& row, Element elemen
         }
         quantise_group(x, row, group);
     }
-    choose_widths(row, group);
+    finish_groups(row, group);
 }
 
 // Writes a row whose elements are given by element(i, n), as quantise_row takes them.

@@ -55,7 +55,7 @@ struct QuantisedGroup {
 // cache lines. Low parts are by themselves since most are not read.
 struct QuantisedRow {
     QuantisedGroup* groups;
-    uint8_t (*low)[kGroup];
+    int8_t (*low)[kGroup];
     uint8_t* wide;
 
     static int64_t count(int64_t inputs) { return (inputs + kGroup - 1) / kGroup; }
@@ -64,7 +64,7 @@ struct QuantisedRow {
 
     static QuantisedRow at(void* rows, int64_t row, int64_t inputs) {
         char* start = static_cast<char*>(rows) + row * bytes(inputs);
-        auto* low = reinterpret_cast<uint8_t(*)[kGroup]>(start + low_bytes(inputs));
+        auto* low = reinterpret_cast<int8_t(*)[kGroup]>(start + low_bytes(inputs));
         return {reinterpret_cast<QuantisedGroup*>(start), low, reinterpret_cast<uint8_t*>(low + count(inputs))};
     }
 };
