@@ -135,6 +135,12 @@ class CpuLibrary:
         pinned = (ctypes.c_int * count)(*cpus) if len(cpus) == count else None
         self._functions.shoal_set_threads(count, pinned)
 
+    def populate(self, address: int, size: int) -> None:
+        """Has the system give ``size`` bytes of memory from a page's ``address`` on, by all threads where they are huge
+        pages. Raises MemoryError where it does not (before Linux 5.14, or memory is short)."""
+        if self._functions.shoal_populate(ctypes.c_void_p(address), ctypes.c_int64(size)):
+            raise MemoryError(f"the system does not give {size} bytes ahead of use")
+
     def leave_region(self, address: int, ranks: int) -> None:
         """Of a ``SharedRegion``."""
         self._functions.shoal_leave_region(ctypes.c_void_p(address), ctypes.c_int64(ranks))

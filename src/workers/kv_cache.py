@@ -5,8 +5,6 @@ decoder writes and reads through ``cuda_ext.ops``. Who owns which block is the s
 """
 
 import math
-import mmap
-import time
 from pathlib import Path
 from typing import Final
 
@@ -19,16 +17,13 @@ from shoal.cuda_ext.cuda_device import CudaDevice
 from shoal.cuda_ext.ops import cache_row_elements
 from shoal.cuda_ext.weight_memory import map_huge
 from shoal.errors import StartError
+from shoal.workers.memory_ahead import MemoryAhead, Part
 from shoal.workers.parallel import Shard
 
 _MIB = 1 << 20
 _LEAST_AHEAD: Final = 512 * _MIB
 _SHARE_AHEAD: Final = 8
 """One part in so many of the memory that is left is taken ahead of use."""
-_STEP_BYTES: Final = 64 << 10
-_PATIENCE_S: Final = 0.001
-"""What a rank does ahead delays what comes meanwhile."""
-_MADV_POPULATE_WRITE: Final = 23
 
 
 class KVCache:
@@ -51,12 +46,13 @@ class KVCache:
             block_size,
             cache_row_elements(description.head_dim, dtype),
         )
-        ahead = max(_LEAST_AHEAD, available_bytes() // _SHARE_AHEAD) if device is None else 0
-        self._ahead = MemoryAhead(description.num_layers, ahead)
+        parts: list[Part] = []
         if device is None:
-            self.keys, self.values = (_allocate(shape, dtype, self._ahead) for _ in range(2))
+            self.keys, self.values = (_allocate(shape, dtype, parts) for _ in range(2))
         else:
             self.keys, self.values = (device.zeros(*shape, dtype=dtype) for _ in range(2))
+        bytes_ahead = max(_LEAST_AHEAD, available_bytes() // _SHARE_AHEAD)
+        self._ahead = MemoryAhead(parts, bytes_ahead) if parts else None
         self.num_blocks = num_blocks
         self.block_size = block_size
 
@@ -64,62 +60,25 @@ class KVCache:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    def prepare_start(self) -> None:
+        """Has the system give some memory of the first blocks, for a second at most."""
+        if self._ahead is not None:
+            self._ahead.take_at_start()
+
     def prepare(self, block: int) -> bool:
         """For a rank that has nothing to do: has the system give some memory of the blocks that come after ``block``,
         the last one in use. Returns whether that goes on."""
-        return self._ahead.take(block * self.keys[0, 0].nbytes)
+        return self._ahead is not None and self._ahead.take_when_idle(block * self.keys[0, 0].nbytes)
 
 
-class MemoryAhead:
-    """The system gives memory when it is first written: milliseconds a megabyte in a virtual machine, for which a step
-    would wait. So some of it is asked for ahead of use; not all, since most servers never fill their cache. And not
-    more at once after each request: the next one would wait for that. When half is used up, the rest is made up for."""
-
-    def __init__(self, num_layers: int, bytes_ahead: int) -> None:
-        self._num_layers = num_layers
-        self._bytes_ahead = bytes_ahead
-        self._parts: list[tuple[mmap.mmap, int, int]] = []
-        """A layer's keys or values each: where they lie."""
-        self._taken, self._next_part = 0, 0
-        """Bytes of every part; the parts before the next one have a step more."""
-        self._is_possible = self._is_going_on = True
-
-    def add(self, mapping: mmap.mmap, begin: int, size: int) -> None:
-        """``size`` bytes from ``begin`` on, one layer after the other."""
-        part = size // self._num_layers
-        self._parts += [(mapping, begin + layer * part, part) for layer in range(self._num_layers)]
-
-    def take(self, used: int) -> bool:
-        """For a millisecond, or until one huge page is there. False where enough lies beyond the first ``used``
-        bytes of each part."""
-        began_s = time.monotonic()
-        size, ahead = self._parts[0][2], self._bytes_ahead // len(self._parts)
-        self._is_going_on = self._is_going_on or self._taken < min(size, used + ahead // 2)
-        while self._is_going_on and self._is_possible and self._taken < min(size, used + ahead):
-            self._take_of(*self._parts[self._next_part])
-            self._next_part = (self._next_part + 1) % len(self._parts)
-            if self._next_part == 0:
-                self._taken += _STEP_BYTES
-            if time.monotonic() - began_s > _PATIENCE_S:
-                return True
-        self._is_going_on = False
-        return False
-
-    def _take_of(self, mapping: mmap.mmap, begin: int, size: int) -> None:
-        first = (begin + self._taken) // mmap.PAGESIZE * mmap.PAGESIZE
-        try:
-            mapping.madvise(_MADV_POPULATE_WRITE, first, min(_STEP_BYTES, size - self._taken) + mmap.PAGESIZE)
-        except OSError:
-            self._is_possible = False  # Linux before 5.14, or memory is short
-
-
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, ahead: MemoryAhead) -> Tensor:
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, parts: list[Part]) -> Tensor:
     """Zeros, which the operating system gives page by page as blocks are first written (torch.zeros writes them
-    all at once: gigabytes of memory and seconds of start-up)."""
+    all at once: gigabytes of memory and seconds of start-up). Adds a part for each layer."""
     size = math.prod(shape) * dtype.itemsize
     try:
         mapping, begin = map_huge(size)
-        ahead.add(mapping, begin, size)
+        layer = size // shape[0]
+        parts += [Part(mapping, begin + number * layer, layer) for number in range(shape[0])]
         return torch.frombuffer(mapping, dtype=torch.uint8, count=size, offset=begin).view(dtype).view(shape)
     except MemoryError as error:
         raise StartError(

@@ -180,6 +180,7 @@ class _HostModel(_RankModel[HostWeight]):
             self._cache = KVCache(
                 description, shard, self._cache_dtype, allocate.num_blocks, settings.cache_block_seq_len
             )
+            self._cache.prepare_start()
         decoder = Decoder(description, shard, self._parameters, self._cache, group, settings.session_len)
         warm_up(
             Runner(decoder, group, self._slots(allocate.num_blocks), 0),

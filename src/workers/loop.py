@@ -57,6 +57,11 @@ class RankLoop:
         self._has_idle_work = True
         self._grammars = _grammar_threads(settings) if rank == 0 and settings.task != "embed" else None
 
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the model runs on the processor."""
+        return self._device is None
+
     def run(self) -> None:
         """Serves until ``Stop``. Raises StartError where the model cannot be loaded."""
         try:

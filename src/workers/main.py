@@ -22,9 +22,10 @@ def main() -> int:
     ops.set_threads(threads, cpus)
     try:
         loop = RankLoop(settings, rank)
-        if cpus and settings.tp > 1:
-            # Ranks wait for each other: two callers on one processor would take turns. Other threads keep theirs.
-            os.sched_setaffinity(0, cpus)
+        if cpus:
+            # Of operators on the host the first processor, which the helpers leave: on one of theirs two of the rank's
+            # threads would take turns, while they wait for each other. Threads that run already keep theirs.
+            os.sched_setaffinity(0, cpus[:1] if loop.is_on_host else cpus)
         loop.run()
     except StartError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -158,6 +158,26 @@ def test_memory_is_taken_ahead_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (cache.keys[:, 0] == 3).all()
 
 
+def test_memory_is_taken_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.workers.kv_cache.available_bytes", lambda: 5 << 30)
+    monkeypatch.setattr("shoal.workers.memory_ahead._START_S", 60.0)
+    cache = KVCache(DESCRIPTION, split(DESCRIPTION, 1, 0), torch.bfloat16, 250_000, 16)
+    before = resident_bytes()
+    cache.prepare_start()
+    assert 630 << 20 < resident_bytes() - before < 690 << 20, "an eighth"
+    assert not cache.prepare(0), "nothing is left for the idle"
+
+
+def test_the_start_does_not_wait_for_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.workers.kv_cache.available_bytes", lambda: 5 << 30)
+    monkeypatch.setattr("shoal.workers.memory_ahead._START_S", 0.0)
+    cache = KVCache(DESCRIPTION, split(DESCRIPTION, 1, 0), torch.bfloat16, 250_000, 16)
+    before = resident_bytes()
+    cache.prepare_start()
+    assert resident_bytes() - before < 32 << 20
+    assert cache.prepare(0), "the idle go on with it"
+
+
 def resident_bytes() -> int:
     """Anonymous memory of this process."""
     status = Path("/proc/self/status").read_text()
