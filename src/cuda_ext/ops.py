@@ -60,12 +60,14 @@ class Activations:
             raise ValueError("activations hold nothing")
         return self.quantised
 
-    def write(self, count: int, values: Tensor) -> None:
-        """For the torch twins: the first ``count`` rows."""
+    def write(self, count: int, values: Tensor, outliers: int = reference.OUTLIERS) -> None:
+        """For the torch twins: the first ``count`` rows. outliers: as ``reference.quantise`` has it."""
         if self.plain is not None:
             self.plain[:count] = values.to(self.plain.dtype)
         if self.quantised is not None:
-            self.quantised.storage[:count] = reference.quantise(values, self.quantised.storage.shape[1])
+            self.quantised.storage[:count] = reference.quantise(
+                values, self.quantised.storage.shape[1], outliers
+            )
 
 
 def _counted(rows: Count | None, most: int) -> Count:
@@ -274,7 +276,8 @@ def gated_activation(
     _require_output("gated_activation", out, most, both // 2)
 
     def twin() -> None:
-        out.write(rows.value, reference.gated_activation(gate_up[: rows.value], kind))
+        gated = reference.gated_activation(gate_up[: rows.value], kind)
+        out.write(rows.value, gated, reference.GATED_OUTLIERS)
 
     quantised = out.quantised.storage if out.quantised else None
     values = [out.plain, quantised, gate_up, rows, both // 2, strides[0], ACTIVATIONS[kind]]

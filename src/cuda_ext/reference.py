@@ -4,6 +4,8 @@ where no extension was built. Called by ``ops.py`` and by tests.
 Sums are taken in float32, or in float64 where an argument is float64 (tests use that as the truth).
 """
 
+from typing import Final
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -187,10 +189,16 @@ def draw(
     return torch.tensor([_draw_row(logits[i], *row) for i, row in enumerate(rows)], dtype=torch.int64)
 
 
-def quantise(x: Tensor, row_bytes: int) -> Tensor:
+OUTLIERS: Final = 20
+GATED_OUTLIERS: Final = 28
+"""A group of activations has an outlier where its largest is more than the root of this times its root mean square
+(csrc/cpu/quantise.h)."""
+
+
+def quantise(x: Tensor, row_bytes: int, outliers: int = OUTLIERS) -> Tensor:
     """uint8 [rows, row_bytes]: of each group the high parts of its codes, its scale, scale · sum of the codes, the sum
-    of the first 16, 8 · sum and 128 · sum; the low parts of all groups; whether a group has any, since its largest
-    element is more than √18 times its root mean square (csrc/cpu/quantise.h)."""
+    of the first 16, 8 · sum and 128 · sum; the low parts of all groups; whether a group has any, since it has an
+    outlier."""
     rows, columns = x.shape
     groups = functional.pad(x.float(), (0, -columns % 32)).view(rows, -1, 32)
     largest = groups.abs().amax(2)
@@ -198,7 +206,7 @@ def quantise(x: Tensor, row_bytes: int) -> Tensor:
     scales = torch.where(tiny, 0.0, largest / 2032)
     codes = (groups * torch.where(tiny, 0.0, torch.tensor(2032.0) / largest).unsqueeze(2)).round()
     squares = torch.floor(codes / 16).square().sum(2)
-    wide = (squares > 0) & (squares < 127 * 127 * 32 // 18)
+    wide = (squares > 0) & (squares < 127 * 127 * 32 // outliers)
     codes = torch.where(wide.unsqueeze(2), codes, 16 * torch.floor((codes + 8) / 16))
     high = torch.floor(codes / 16)
     sums, first_sums = codes.sum(2), codes[:, :, :16].sum(2)

@@ -14,7 +14,8 @@ void gated_activation_rows(const GatedActivationArgs& a, int64_t begin, int64_t 
         const float* gate = a.gate_up + row * a.row_stride;
         const float* up = gate + a.dim;
         write_row(a.out, a.quantised, row, a.dim,
-                  [&](int64_t i, int64_t n) { return Activate(load_n(gate + i, n)) * load_n(up + i, n); });
+                  [&](int64_t i, int64_t n) { return Activate(load_n(gate + i, n)) * load_n(up + i, n); },
+                  kPlainSquaresGated);
     }
 }
 

@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int kPanelVecs = int(kPanel) / kWidth;
-constexpr int64_t kFetchAhead = 4096;  // bytes of weights that are asked of the memory before they are needed
+constexpr int64_t kFetchAhead = 4096;  // bytes of weights, of one panel at a time, asked of the memory before they are needed
 
 // A group of activations of some rows that lie one after the other.
 struct GroupOfRows {
@@ -30,6 +30,7 @@ struct GroupOfRows {
     }
 };
 
+typedef int32_t WordAt __attribute__((may_alias, aligned(1)));
 typedef uint8_t CodeVec __attribute__((vector_size(kWidth * 4)));
 
 INLINE IntVec load_line(const uint8_t* p) {
@@ -62,6 +63,7 @@ constexpr bool kAnySize = false;
 struct SmallDot {
     Bytes sum = {};  // 16 bits a lane: 8 · 2 · 15 · 128 fits
     INLINE void add(IntVec w, IntVec x) { sum = add_words(sum, multiply_add_bytes((Bytes)w, (Bytes)x)); }
+    INLINE void add(IntVec w, const int8_t* x) { add(w, broadcast_word(x)); }
     INLINE IntVec total() const { return widen_words(sum); }
 };
 
@@ -72,6 +74,7 @@ struct WideDot {
         low.add(w & 0x0f0f0f0f, x);
         high.add(w >> 4 & 0x0f0f0f0f, x);
     }
+    INLINE void add(IntVec w, const int8_t* x) { add(w, broadcast_word(x)); }
     INLINE IntVec total() const { return low.total() + (high.total() << 4); }
 };
 #else
@@ -85,6 +88,15 @@ struct WideDot {
         sum = (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
 #else
         for (int byte = 0; byte < 4; byte++) sum += (w >> (8 * byte) & 0xff) * (x << (24 - 8 * byte) >> 24);
+#endif
+    }
+    // Four activations for every lane.
+    INLINE void add(IntVec w, const int8_t* x) {
+#if defined(__AVX512VNNI__)
+        // Out of memory: compilers load all words of a group before they use any, more than there are registers.
+        asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const WordAt*>(x)));
+#else
+        add(w, broadcast_word(x));
 #endif
     }
     INLINE IntVec total() const { return sum; }
@@ -111,36 +123,60 @@ struct QuantisedBlock {
 
     static constexpr bool kTimes16 = Bits == 4 && kAnySize;  // 16 · weight fits a byte that is multiplied
 
-    // Sums of products of one block with Rows rows, for the panel's vec-th vector of outputs. at: of the block's first input
-    // in the activations' group.
-    template <int Rows, bool Wide>
-    static INLINE void products(const uint8_t* block, const GroupOfRows& x, int at, int vec, IntVec (&sums)[Rows]) {
+    // Sums of products of blocks of Sides panels, ``apart`` bytes from one to the next, with Rows rows, for the panels'
+    // vec-th vector of outputs. at: of the blocks' first input in the activations' group.
+    template <int Rows, int Sides, bool Wide>
+    static INLINE void products(const uint8_t* block, int64_t apart, const GroupOfRows& x, int at, int vec,
+                                IntVec (&sums)[Sides][Rows]) {
         const uint8_t* line = block + vec * kWidth * 4;
-        if constexpr (!Wide)
-            high_products<Rows>(line, x, at, sums);
-        else if constexpr (kTimes16 && Rows > 2)
-            joined_products<Rows>(line, x, sums);
-        else
-            separate_products<Rows>(line, x, at, sums);
+        if constexpr (!Wide) {
+            high_products<Rows, Sides>(line, apart, x, at, sums);
+        } else {
+#pragma GCC unroll 2
+            for (int side = 0; side < Sides; side++)
+                if constexpr (kTimes16 && Rows > 2)
+                    joined_products<Rows>(line + side * apart, x, sums[side]);
+                else
+                    separate_products<Rows>(line + side * apart, x, at, sums[side]);
+        }
+    }
+
+    // Of the r-th row, loaded once for all sides.
+    template <int Sides, typename Dots>
+    static INLINE void add_word(Dots& dots, int r, const IntVec (&w)[Sides], const int8_t* x) {
+        if constexpr (Sides == 1) {
+            dots[0][r].add(w[0], x);
+        } else {
+            const IntVec word = broadcast_word(x);
+#pragma GCC unroll 2
+            for (int side = 0; side < Sides; side++) dots[side][r].add(w[side], word);
+        }
     }
 
     // High parts alone, where all low ones are zero.
-    template <int Rows>
-    static INLINE void high_products(const uint8_t* line, const GroupOfRows& x, int at, IntVec (&sums)[Rows]) {
-        typename DotOf<kTimes16 ? 8 : Bits>::Type highs[Rows];
+    template <int Rows, int Sides>
+    static INLINE void high_products(const uint8_t* line, int64_t apart, const GroupOfRows& x, int at, IntVec (&sums)[Sides][Rows]) {
+        typename DotOf<kTimes16 ? 8 : Bits>::Type highs[Sides][Rows];
 #pragma GCC unroll 8
         for (int i = 0; i < kLines; i++) {
-            const IntVec codes = load_line(line + i * kLine);
-            const IntVec first = kTimes16 ? codes << 4 & int32_t(0xf0f0f0f0) : Bits == 4 ? codes & 0x0f0f0f0f : codes;
-            const IntVec second = kTimes16 ? codes & int32_t(0xf0f0f0f0) : codes >> 4 & 0x0f0f0f0f;
+            IntVec first[Sides], second[Sides];
+#pragma GCC unroll 2
+            for (int side = 0; side < Sides; side++) {
+                const IntVec codes = load_line(line + side * apart + i * kLine);
+                first[side] = kTimes16 ? codes << 4 & int32_t(0xf0f0f0f0) : Bits == 4 ? codes & 0x0f0f0f0f : codes;
+                second[side] = kTimes16 ? codes & int32_t(0xf0f0f0f0) : codes >> 4 & 0x0f0f0f0f;
+            }
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                highs[r].add(first, broadcast_word(x.high_of(r) + at + 4 * i));
-                if constexpr (Bits == 4) highs[r].add(second, broadcast_word(x.high_of(r) + 4 * i + 16));
+                add_word<Sides>(highs, r, first, x.high_of(r) + at + 4 * i);
+                if constexpr (Bits == 4) add_word<Sides>(highs, r, second, x.high_of(r) + 4 * i + 16);
             }
         }
+#pragma GCC unroll 2
+        for (int side = 0; side < Sides; side++)
 #pragma GCC unroll 8
-        for (int r = 0; r < Rows; r++) sums[r] = kTimes16 ? highs[r].total() : highs[r].total() << 4;
+            for (int r = 0; r < Rows; r++)
+                sums[side][r] = kTimes16 ? highs[side][r].total() : highs[side][r].total() << 4;
     }
 
     // High and low parts apart: less to do for each line.
@@ -153,11 +189,11 @@ struct QuantisedBlock {
             const IntVec first = Bits == 4 ? codes & 0x0f0f0f0f : codes, second = codes >> 4 & 0x0f0f0f0f;
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                highs[r].add(first, broadcast_word(x.high_of(r) + at + 4 * i));
-                lows[r].add(first, broadcast_word(x.low_of(r) + at + 4 * i));
+                highs[r].add(first, x.high_of(r) + at + 4 * i);
+                lows[r].add(first, x.low_of(r) + at + 4 * i);
                 if constexpr (Bits == 4) {
-                    highs[r].add(second, broadcast_word(x.high_of(r) + 4 * i + 16));
-                    lows[r].add(second, broadcast_word(x.low_of(r) + 4 * i + 16));
+                    highs[r].add(second, x.high_of(r) + 4 * i + 16);
+                    lows[r].add(second, x.low_of(r) + 4 * i + 16);
                 }
             }
         }
@@ -176,10 +212,10 @@ struct QuantisedBlock {
             const IntVec first_16 = codes << 4 & int32_t(0xf0f0f0f0), second_16 = codes & int32_t(0xf0f0f0f0);
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                both[r].add(first_16, broadcast_word(x.high_of(r) + 4 * i));
-                both[r].add(second_16, broadcast_word(x.high_of(r) + 4 * i + 16));
-                both[r].add(first, broadcast_word(x.low_of(r) + 4 * i));
-                both[r].add(second, broadcast_word(x.low_of(r) + 4 * i + 16));
+                both[r].add(first_16, x.high_of(r) + 4 * i);
+                both[r].add(second_16, x.high_of(r) + 4 * i + 16);
+                both[r].add(first, x.low_of(r) + 4 * i);
+                both[r].add(second, x.low_of(r) + 4 * i + 16);
             }
         }
 #pragma GCC unroll 8
@@ -197,67 +233,81 @@ struct QuantisedBlock {
         return at == 0 ? x.first_sum : x.sum_8 / 8 - x.first_sum;
     }
 
-    template <int Rows, bool Wide>
-    static INLINE void add_block(const uint8_t* block, const GroupOfRows& x, int at, Vec (&sums)[Rows][kPanelVecs]) {
-        const uint8_t* scales = block + kLines * kLine;
+    template <int Rows, int Sides, bool Wide>
+    static INLINE void add_block(const uint8_t* block, int64_t apart, const GroupOfRows& x, int at,
+                                 Vec (&sums)[Sides][kPanelVecs][Rows]) {
 #pragma GCC unroll 4
         for (int v = 0; v < kPanelVecs; v++) {
-            IntVec products_of[Rows];
-            products<Rows, Wide>(block, x, at, v, products_of);
-            const Vec scale = load_half_precision(scales + v * kWidth * 2);
+            IntVec products_of[Sides][Rows];
+            products<Rows, Sides, Wide>(block, apart, x, at, v, products_of);
+#pragma GCC unroll 2
+            for (int side = 0; side < Sides; side++) {
+                const uint8_t* scales = block + side * apart + kLines * kLine;
+                Vec(&sum)[Rows] = sums[side][v];
+                const Vec scale = load_half_precision(scales + v * kWidth * 2);
 #pragma GCC unroll 8
-            for (int r = 0; r < Rows; r++) {
-                if constexpr (kFormat.zero() != 0) products_of[r] -= zero_sum(x.at(r), at);
-                sums[r][v] = fused(__builtin_convertvector(products_of[r], Vec), scale * x.at(r).scale, sums[r][v]);
-            }
-            if constexpr (HasOffset) {
-                const Vec offset = load_half_precision(scales + 32 + v * kWidth * 2);
+                for (int r = 0; r < Rows; r++) {
+                    if constexpr (kFormat.zero() != 0) products_of[side][r] -= zero_sum(x.at(r), at);
+                    sum[r] = fused(__builtin_convertvector(products_of[side][r], Vec), scale * x.at(r).scale, sum[r]);
+                }
+                if constexpr (HasOffset) {
+                    const Vec offset = load_half_precision(scales + 32 + v * kWidth * 2);
 #pragma GCC unroll 8
-                for (int r = 0; r < Rows; r++) sums[r][v] = fused(offset, broadcast(scaled_sum(x.at(r), at)), sums[r][v]);
+                    for (int r = 0; r < Rows; r++) sum[r] = fused(offset, broadcast(scaled_sum(x.at(r), at)), sum[r]);
+                }
             }
         }
     }
 
-    // wide: of each group of activations whether a row of the tile has low parts.
-    template <int Rows>
+    // Of Sides panels from the panel-th on. wide: of each group of activations whether a row of the tile has low parts.
+    template <int Rows, int Sides>
     static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, const uint8_t* wide, int64_t row, int64_t panel) {
         constexpr int64_t bytes = kFormat.block_bytes();
-        const int64_t groups = QuantisedRow::count(a.inputs);
-        const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * kFormat.panel_bytes(a.inputs);
+        const int64_t groups = QuantisedRow::count(a.inputs), apart = kFormat.panel_bytes(a.inputs);
+        const int64_t ahead = Sides > 1 ? Sides * apart : kFetchAhead;  // the same place of the next panels
+        const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * apart;
         GroupOfRows x{reinterpret_cast<const char*>(QuantisedRow::at(a.x, row, a.inputs).groups), QuantisedRow::low_bytes(a.inputs),
                       QuantisedRow::bytes(a.inputs)};
-        Vec sums[Rows][kPanelVecs] = {};
+        Vec sums[Sides][kPanelVecs][Rows] = {};
         for (int64_t group = 0; group < groups; group++, x = x.next())
 #pragma GCC unroll 2
             for (int at = 0; at < kGroup; at += Group) {
-                for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kFetchAhead + i);
+                for (int side = 0; side < Sides; side++)
+                    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + side * apart + ahead + i);
                 if (wide[group])
-                    add_block<Rows, true>(block, x, at, sums);
+                    add_block<Rows, Sides, true>(block, apart, x, at, sums);
                 else
-                    add_block<Rows, false>(block, x, at, sums);
+                    add_block<Rows, Sides, false>(block, apart, x, at, sums);
                 block += bytes;
             }
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 2
+        for (int side = 0; side < Sides; side++)
 #pragma GCC unroll 4
             for (int v = 0; v < kPanelVecs; v++) {
-                const int64_t output = panel * kPanel + v * kWidth, n = min_of(kWidth, a.outputs - output);
+                const int64_t output = (panel + side) * kPanel + v * kWidth, n = min_of(kWidth, a.outputs - output);
                 if (n <= 0) continue;
-                const Vec sum = a.bias ? sums[r][v] + load_n(a.bias + output, n) : sums[r][v];
-                store_n(a.out + (row + r) * a.out_stride + output, sum, n);
+                const Vec bias = a.bias ? load_n(a.bias + output, n) : Vec{};
+#pragma GCC unroll 8
+                for (int r = 0; r < Rows; r++) {
+                    const Vec sum = a.bias ? sums[side][v][r] + bias : sums[side][v][r];
+                    store_n(a.out + (row + r) * a.out_stride + output, sum, n);
+                }
             }
     }
 
     // The number of rows becomes a constant.
-    template <int Rows>
+    template <int Rows, int Sides>
     static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const uint8_t* wide, int64_t row, int64_t panel) {
         if constexpr (Rows > 1)
-            if (count < Rows) return tile_of<Rows - 1>(count, a, wide, row, panel);
-        tile<Rows>(a, wide, row, panel);
+            if (count < Rows) return tile_of<Rows - 1, Sides>(count, a, wide, row, panel);
+        tile<Rows, Sides>(a, wide, row, panel);
     }
 };
 
 constexpr int kTileRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
+// Of tiles of two panels, which load each word of activations once for both; 0 where registers are too few. With one panel
+// loads take as long as the products.
+constexpr int kPairRows = kWidth == 16 ? 6 : 0;
 
 // Of each group whether one of ``count`` rows has low parts.
 INLINE void find_wide(const QuantisedLinearArgs& a, int64_t first, int64_t count, uint8_t* wide) {
@@ -271,15 +321,23 @@ INLINE void find_wide(const QuantisedLinearArgs& a, int64_t first, int64_t count
 template <int Bits, int Group, bool HasOffset>
 void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     static thread_local uint8_t memory[kMostWidths];
-    const int64_t count = span.last_row - span.first_row, tiles = (count + kTileRows - 1) / kTileRows;
-    const int64_t groups = QuantisedRow::count(a.inputs);
+    const int64_t count = span.last_row - span.first_row, groups = QuantisedRow::count(a.inputs);
+    const bool in_pairs = kPairRows > 0 && count > kTileRows;
+    const int64_t most = in_pairs ? kPairRows : kTileRows, tiles = (count + most - 1) / most;
     const auto first_of = [&](int64_t tile) { return span.first_row + count * tile / tiles; };
     for (int64_t tile = 0; tile < tiles; tile++)
         find_wide(a, first_of(tile), first_of(tile + 1) - first_of(tile), memory + tile * groups);
-    for (int64_t panel = span.first_panel; panel < span.last_panel; panel++)
+    typedef QuantisedBlock<Bits, Group, HasOffset> Block;
+    int64_t panel = span.first_panel;
+    if constexpr (kPairRows > 0)
+        for (; in_pairs && panel + 1 < span.last_panel; panel += 2)
+            for (int64_t tile = 0; tile < tiles; tile++)
+                Block::template tile_of<kPairRows, 2>(first_of(tile + 1) - first_of(tile), a, memory + tile * groups,
+                                                      first_of(tile), panel);
+    for (; panel < span.last_panel; panel++)
         for (int64_t tile = 0; tile < tiles; tile++)
-            QuantisedBlock<Bits, Group, HasOffset>::template tile_of<kTileRows>(
-                first_of(tile + 1) - first_of(tile), a, memory + tile * groups, first_of(tile), panel);
+            Block::template tile_of<kTileRows, 1>(first_of(tile + 1) - first_of(tile), a, memory + tile * groups,
+                                                  first_of(tile), panel);
 }
 
 template <int Bits, int Group>

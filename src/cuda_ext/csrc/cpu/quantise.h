@@ -10,7 +10,10 @@
 namespace {
 
 constexpr float kMostCode = 2032.0f;  // 127 · 16: what is rounded to high parts alone keeps to 8 bits
-constexpr int32_t kPlainSquares = 127 * 127 * 32 / 18;  // a group's largest is at most √18 times its root mean square
+// A group has an outlier where its largest is more than √of times its root mean square, so that its squares are less than
+// this. In products of gates and ups outliers are no fixed columns, so more tiles have some, and they matter less.
+constexpr int32_t squares_without(int32_t of) { return 127 * 127 * 32 / of; }
+constexpr int32_t kPlainSquares = squares_without(20), kPlainSquaresGated = squares_without(28);
 constexpr int kGroupVecs = int(kGroup) / kWidth;
 
 INLINE IntVec larger(IntVec a, IntVec b) { return a > b ? a : b; }
@@ -137,14 +140,14 @@ INLINE HalfSums half_sums(const GroupBytes& parts) {
 
 // Rounds codes to multiples of 16, so that low parts are zero, but where an outlier would leave too little of the others; and
 // adds up what is left. Only the group itself decides: its row may be one rank's part of a longer one.
-INLINE void finish_groups(const QuantisedRow& row, int64_t groups) {
+INLINE void finish_groups(const QuantisedRow& row, int64_t groups, int32_t plain_squares) {
     for (int64_t group = 0; group < groups; group++) {
         QuantisedGroup& of = row.groups[group];
         GroupBytes high, low;
         __builtin_memcpy(&high, of.high, kGroup);
         __builtin_memcpy(&low, row.low[group], kGroup);
         const int32_t squares = sum_of_squares(high);
-        row.wide[group] = squares != 0 && squares < kPlainSquares;
+        row.wide[group] = squares != 0 && squares < plain_squares;
         HalfSums more{0, 0};
         if (row.wide[group]) {
             more = half_sums(low);
@@ -165,7 +168,7 @@ INLINE void finish_groups(const QuantisedRow& row, int64_t groups) {
 // Quantises a row whose elements [i, i + n) are given by element(i, n), n ≤ kWidth, in order; n is less than a
 // vector only at the end of the row.
 template <typename Element>
-INLINE void quantise_row(int64_t inputs, const QuantisedRow& row, Element element) {
+INLINE void quantise_row(int64_t inputs, const QuantisedRow& row, Element element, int32_t plain_squares = kPlainSquares) {
     int64_t group = 0;
 #if defined(__AVX512F__)
     for (; (group + kTogether) * kGroup <= inputs; group += kTogether) {
@@ -183,18 +186,20 @@ INLINE void quantise_row(int64_t inputs, const QuantisedRow& row, Element elemen
         }
         quantise_group(x, row, group);
     }
-    finish_groups(row, group);
+    finish_groups(row, group, plain_squares);
 }
 
 // Writes a row whose elements are given by element(i, n), as quantise_row takes them.
 template <typename Element>
-INLINE void write_row(float* out, void* quantised, int64_t row, int64_t dim, Element element) {
+INLINE void write_row(float* out, void* quantised, int64_t row, int64_t dim, Element element,
+                      int32_t plain_squares = kPlainSquares) {
+    const auto write_too = [&](int64_t i, int64_t n) {
+        const Vec y = element(i, n);
+        if (out) store_n(out + row * dim + i, y, n);
+        return y;
+    };
     if (quantised)
-        quantise_row(dim, QuantisedRow::at(quantised, row, dim), [&](int64_t i, int64_t n) {
-            const Vec y = element(i, n);
-            if (out) store_n(out + row * dim + i, y, n);
-            return y;
-        });
+        quantise_row(dim, QuantisedRow::at(quantised, row, dim), write_too, plain_squares);
     else
         for_each_vec(dim, [&](int64_t i, int64_t n) { store_n(out + row * dim + i, element(i, n), n); });
 }
