@@ -43,6 +43,8 @@ LOGGER: Final = logging.getLogger("shoal.frontend")
 RETRY_AFTER_S: Final = 1.0
 GREETING_PATIENCE_S: Final = 1.0
 """For a scheduler to say whether it serves: so that a server that is up never looks down from one frontend."""
+_NEWS_PATIENCE_S: Final = 0.2
+"""For the news that the ranks are ready."""
 
 _ABORT_PATIENCE_S: Final = 5.0
 
@@ -79,6 +81,7 @@ class Switchboard:
         self._queries: dict[int, asyncio.Future[Answer | None]] = {}
         self._last_query_no = 0
         self._informed = asyncio.Event()
+        self._is_served = asyncio.Event()
         self._refusal = ""
 
     # --- what routes call ---
@@ -96,10 +99,13 @@ class Switchboard:
         return self.limits
 
     async def wait_ready(self) -> Limits:
-        """``check_ready`` with a little patience for a scheduler that has just been started again: it has welcomed
-        another frontend perhaps, which says that the server is ready."""
+        """``check_ready`` with a little patience for a scheduler that has just been started again, or ranks that are
+        ready at last: another frontend may know it, and has said so to whoever asks here next."""
         if not self.scheduler_id:
             await self.informed(GREETING_PATIENCE_S)
+        if not (self.ready or self.draining or self.asleep):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_served.wait(), _NEWS_PATIENCE_S)
         return self.check_ready()
 
     def submit(self, template: Submit, mailbox: Mailbox, index: int) -> int:
@@ -166,6 +172,10 @@ class Switchboard:
             case Availability(ready=ready, limits=limits, asleep=asleep):
                 self.ready, self.limits, self.asleep = ready, limits or self.limits, asleep
                 self._informed.set()
+                if ready:
+                    self._is_served.set()
+                else:
+                    self._is_served.clear()
             case Draining():
                 self.draining = True
             case Stats(query_no=query_no) | Aborted(query_no=query_no) | Surveyed(query_no=query_no):
@@ -194,6 +204,7 @@ class Switchboard:
         self.scheduler_id = self.asleep = 0
         self.ready = self.draining = False
         self._informed.clear()
+        self._is_served.clear()
         for query_no in self._queries:
             self._answer(query_no, None)
         for sequence in self._open.values():

@@ -27,7 +27,7 @@ def memory_kib(server: Server) -> int:
 
 
 def test_sleep_gives_memory_back_and_changes_no_answer(tmp_path: Path) -> None:
-    with running_server("--data_dir", str(tmp_path)) as server:
+    with running_server("--data_dir", str(tmp_path), "--cache_bytes", str(256 << 20)) as server:
         before, awake_kib = answer(server), memory_kib(server)
         assert server.post("/sleep?level=1", {})[1] == {"is_sleeping": True, "level": 1}
         lightly_kib = memory_kib(server)
