@@ -106,6 +106,17 @@ def test_a_request_has_patience_with_a_scheduler_that_is_started_again() -> None
     assert board.scheduler_id == 8
 
 
+def test_a_request_waits_for_the_news_that_the_ranks_are_ready() -> None:
+    board = Kit().scheduler.switchboard
+
+    async def wake_up() -> Limits:
+        board.accept(Availability(False, None))
+        asyncio.get_running_loop().call_later(0.02, board.accept, Availability(True, limits()))
+        return await board.wait_ready()
+
+    assert asyncio.run(wake_up()) == limits()
+
+
 def test_leaving_ends_what_is_open() -> None:
     kit = Kit()
 
