@@ -69,7 +69,6 @@ class Switchboard:
         self.scheduler_id = 0
         """Boot id of the scheduler that welcomed us; 0: none."""
         self.limits: Limits | None = None
-        self.ready = False
         self.draining = False
         self.asleep = 0
         """Level of sleep that the model is at or on its way to."""
@@ -81,7 +80,7 @@ class Switchboard:
         self._queries: dict[int, asyncio.Future[Answer | None]] = {}
         self._last_query_no = 0
         self._informed = asyncio.Event()
-        self._is_served = asyncio.Event()
+        self._ready = asyncio.Event()
         self._refusal = ""
 
     # --- what routes call ---
@@ -94,7 +93,7 @@ class Switchboard:
             raise _unavailable("the server is shutting down", "draining")
         if self.asleep:
             raise _unavailable("the model sleeps; POST /wakeup", "sleeping")
-        if not self.ready or self.limits is None:
+        if not self._ready.is_set() or self.limits is None:
             raise _unavailable("the model is being loaded", "not_ready")
         return self.limits
 
@@ -103,9 +102,9 @@ class Switchboard:
         ready at last: another frontend may know it, and has said so to whoever asks here next."""
         if not self.scheduler_id:
             await self.informed(GREETING_PATIENCE_S)
-        if not (self.ready or self.draining or self.asleep):
+        if not (self._ready.is_set() or self.draining or self.asleep):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_served.wait(), _NEWS_PATIENCE_S)
+                await asyncio.wait_for(self._ready.wait(), _NEWS_PATIENCE_S)
         return self.check_ready()
 
     def submit(self, template: Submit, mailbox: Mailbox, index: int) -> int:
@@ -170,12 +169,12 @@ class Switchboard:
             case Welcome(boot_id=boot_id):
                 self._greet(boot_id)
             case Availability(ready=ready, limits=limits, asleep=asleep):
-                self.ready, self.limits, self.asleep = ready, limits or self.limits, asleep
+                self.limits, self.asleep = limits or self.limits, asleep
                 self._informed.set()
                 if ready:
-                    self._is_served.set()
+                    self._ready.set()
                 else:
-                    self._is_served.clear()
+                    self._ready.clear()
             case Draining():
                 self.draining = True
             case Stats(query_no=query_no) | Aborted(query_no=query_no) | Surveyed(query_no=query_no):
@@ -202,9 +201,9 @@ class Switchboard:
 
     def _end_all(self, code: str, detail: str) -> None:
         self.scheduler_id = self.asleep = 0
-        self.ready = self.draining = False
+        self.draining = False
         self._informed.clear()
-        self._is_served.clear()
+        self._ready.clear()
         for query_no in self._queries:
             self._answer(query_no, None)
         for sequence in self._open.values():

@@ -51,8 +51,9 @@ class KVCache:
             self.keys, self.values = (_allocate(shape, dtype, parts) for _ in range(2))
         else:
             self.keys, self.values = (device.zeros(*shape, dtype=dtype) for _ in range(2))
-        bytes_ahead = max(_LEAST_AHEAD, available_bytes() // _SHARE_AHEAD)
-        self._ahead = MemoryAhead(parts, bytes_ahead) if parts else None
+        self._ahead: MemoryAhead | None = None
+        if parts:
+            self._ahead = MemoryAhead(parts, max(_LEAST_AHEAD, available_bytes() // _SHARE_AHEAD))
         self.num_blocks = num_blocks
         self.block_size = block_size
 

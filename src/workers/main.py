@@ -22,7 +22,7 @@ def main() -> int:
     ops.set_threads(threads, cpus)
     try:
         loop = RankLoop(settings, rank)
-        if cpus:
+        if cpus and (loop.is_on_host or settings.tp > 1):
             # Of operators on the host the first processor, which the helpers leave: on one of theirs two of the rank's
             # threads would take turns, while they wait for each other. Threads that run already keep theirs.
             os.sched_setaffinity(0, cpus[:1] if loop.is_on_host else cpus)

@@ -139,8 +139,7 @@ def test_memory_is_taken_as_blocks_are_written() -> None:
 
 
 def test_memory_is_taken_ahead_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.workers.kv_cache.available_bytes", lambda: 5 << 30)
-    cache = KVCache(DESCRIPTION, split(DESCRIPTION, 1, 0), torch.bfloat16, 250_000, 16)
+    cache = large_cache(monkeypatch)
     cache.keys[:, 0] = 3
     before = resident_bytes()
     assert cache.prepare(0)
@@ -159,9 +158,7 @@ def test_memory_is_taken_ahead_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_is_taken_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.workers.kv_cache.available_bytes", lambda: 5 << 30)
-    monkeypatch.setattr("shoal.workers.memory_ahead._START_S", 60.0)
-    cache = KVCache(DESCRIPTION, split(DESCRIPTION, 1, 0), torch.bfloat16, 250_000, 16)
+    cache = large_cache(monkeypatch, start_s=60.0)
     before = resident_bytes()
     cache.prepare_start()
     assert 630 << 20 < resident_bytes() - before < 690 << 20, "an eighth"
@@ -169,13 +166,18 @@ def test_memory_is_taken_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_start_does_not_wait_for_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.workers.kv_cache.available_bytes", lambda: 5 << 30)
-    monkeypatch.setattr("shoal.workers.memory_ahead._START_S", 0.0)
-    cache = KVCache(DESCRIPTION, split(DESCRIPTION, 1, 0), torch.bfloat16, 250_000, 16)
+    cache = large_cache(monkeypatch, start_s=0.0)
     before = resident_bytes()
     cache.prepare_start()
     assert resident_bytes() - before < 32 << 20
     assert cache.prepare(0), "the idle go on with it"
+
+
+def large_cache(monkeypatch: pytest.MonkeyPatch, start_s: float = 1.0) -> KVCache:
+    """Of more than an eighth of the memory that it takes to be left, 5 GiB."""
+    monkeypatch.setattr("shoal.workers.kv_cache.available_bytes", lambda: 5 << 30)
+    monkeypatch.setattr("shoal.workers.memory_ahead._START_S", start_s)
+    return KVCache(DESCRIPTION, split(DESCRIPTION, 1, 0), torch.bfloat16, 250_000, 16)
 
 
 def resident_bytes() -> int:

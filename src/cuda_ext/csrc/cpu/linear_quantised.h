@@ -30,7 +30,6 @@ struct GroupOfRows {
     }
 };
 
-typedef int32_t WordAt __attribute__((may_alias, aligned(1)));
 typedef uint8_t CodeVec __attribute__((vector_size(kWidth * 4)));
 
 INLINE IntVec load_line(const uint8_t* p) {
@@ -63,7 +62,6 @@ constexpr bool kAnySize = false;
 struct SmallDot {
     Bytes sum = {};  // 16 bits a lane: 8 · 2 · 15 · 128 fits
     INLINE void add(IntVec w, IntVec x) { sum = add_words(sum, multiply_add_bytes((Bytes)w, (Bytes)x)); }
-    INLINE void add(IntVec w, const int8_t* x) { add(w, broadcast_word(x)); }
     INLINE IntVec total() const { return widen_words(sum); }
 };
 
@@ -74,7 +72,6 @@ struct WideDot {
         low.add(w & 0x0f0f0f0f, x);
         high.add(w >> 4 & 0x0f0f0f0f, x);
     }
-    INLINE void add(IntVec w, const int8_t* x) { add(w, broadcast_word(x)); }
     INLINE IntVec total() const { return low.total() + (high.total() << 4); }
 };
 #else
@@ -90,19 +87,22 @@ struct WideDot {
         for (int byte = 0; byte < 4; byte++) sum += (w >> (8 * byte) & 0xff) * (x << (24 - 8 * byte) >> 24);
 #endif
     }
-    // Four activations for every lane.
-    INLINE void add(IntVec w, const int8_t* x) {
-#if defined(__AVX512VNNI__)
-        // Out of memory: compilers load all words of a group before they use any, more than there are registers.
-        asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const WordAt*>(x)));
-#else
-        add(w, broadcast_word(x));
-#endif
-    }
     INLINE IntVec total() const { return sum; }
 };
 typedef WideDot SmallDot;
 #endif
+
+// Four activations for every lane.
+template <typename Dot>
+INLINE void add_word(Dot& dot, IntVec w, const int8_t* x) {
+#if defined(__AVX512VNNI__)
+    // Out of memory: compilers load all words of a group before they use any, more than there are registers.
+    typedef int32_t Word __attribute__((may_alias, aligned(1)));
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(dot.sum) : "v"(w), "m"(*reinterpret_cast<const Word*>(x)));
+#else
+    dot.add(w, broadcast_word(x));
+#endif
+}
 
 template <int Bits>
 struct DotOf {
@@ -143,9 +143,9 @@ struct QuantisedBlock {
 
     // Of the r-th row, loaded once for all sides.
     template <int Sides, typename Dots>
-    static INLINE void add_word(Dots& dots, int r, const IntVec (&w)[Sides], const int8_t* x) {
+    static INLINE void add_to_row(Dots& dots, int r, const IntVec (&w)[Sides], const int8_t* x) {
         if constexpr (Sides == 1) {
-            dots[0][r].add(w[0], x);
+            add_word(dots[0][r], w[0], x);
         } else {
             const IntVec word = broadcast_word(x);
 #pragma GCC unroll 2
@@ -168,8 +168,8 @@ struct QuantisedBlock {
             }
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                add_word<Sides>(highs, r, first, x.high_of(r) + at + 4 * i);
-                if constexpr (Bits == 4) add_word<Sides>(highs, r, second, x.high_of(r) + 4 * i + 16);
+                add_to_row<Sides>(highs, r, first, x.high_of(r) + at + 4 * i);
+                if constexpr (Bits == 4) add_to_row<Sides>(highs, r, second, x.high_of(r) + 4 * i + 16);
             }
         }
 #pragma GCC unroll 2
@@ -189,11 +189,11 @@ struct QuantisedBlock {
             const IntVec first = Bits == 4 ? codes & 0x0f0f0f0f : codes, second = codes >> 4 & 0x0f0f0f0f;
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                highs[r].add(first, x.high_of(r) + at + 4 * i);
-                lows[r].add(first, x.low_of(r) + at + 4 * i);
+                add_word(highs[r], first, x.high_of(r) + at + 4 * i);
+                add_word(lows[r], first, x.low_of(r) + at + 4 * i);
                 if constexpr (Bits == 4) {
-                    highs[r].add(second, x.high_of(r) + 4 * i + 16);
-                    lows[r].add(second, x.low_of(r) + 4 * i + 16);
+                    add_word(highs[r], second, x.high_of(r) + 4 * i + 16);
+                    add_word(lows[r], second, x.low_of(r) + 4 * i + 16);
                 }
             }
         }
@@ -212,10 +212,10 @@ struct QuantisedBlock {
             const IntVec first_16 = codes << 4 & int32_t(0xf0f0f0f0), second_16 = codes & int32_t(0xf0f0f0f0);
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                both[r].add(first_16, x.high_of(r) + 4 * i);
-                both[r].add(second_16, x.high_of(r) + 4 * i + 16);
-                both[r].add(first, x.low_of(r) + 4 * i);
-                both[r].add(second, x.low_of(r) + 4 * i + 16);
+                add_word(both[r], first_16, x.high_of(r) + 4 * i);
+                add_word(both[r], second_16, x.high_of(r) + 4 * i + 16);
+                add_word(both[r], first, x.low_of(r) + 4 * i);
+                add_word(both[r], second, x.low_of(r) + 4 * i + 16);
             }
         }
 #pragma GCC unroll 8
