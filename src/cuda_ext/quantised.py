@@ -17,7 +17,9 @@ PANEL = 16
 GROUP = 32
 """Activations under one scale."""
 GROUP_BYTES = GROUP + 20
-"""Of a group of them without the low parts of its codes (csrc/cpu/quantised.h)."""
+"""Of a group of them (csrc/cpu/quantised.h)."""
+_OUTLIER_BYTES = 8
+_COUNT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,8 @@ class TileRows:
 
 @dataclass(frozen=True, slots=True)
 class QuantisedRows:
-    """Activations [rows, columns] as codes of 12 or 8 bits with one scale for each 32: uint8 [rows, bytes of a row]."""
+    """Activations [rows, columns] as codes of 8 bits with one scale for each 32, and outliers apart: uint8 [rows, bytes
+    of a row]."""
 
     storage: Tensor
     columns: int
@@ -221,14 +224,20 @@ class QuantisedRows:
     @classmethod
     def empty(cls, rows: int, columns: int) -> "QuantisedRows":
         groups = -(-columns // GROUP)
-        row_bytes = -(-groups * (GROUP_BYTES + GROUP + 1) // 64) * 64
+        row_bytes = -(-(groups * (GROUP_BYTES + _OUTLIER_BYTES) + _COUNT_BYTES) // 64) * 64
         return cls(torch.zeros(rows, row_bytes, dtype=torch.uint8), columns)
 
     def dequantise(self) -> Tensor:
         """float64 [rows, columns], for tests."""
         groups = -(-self.columns // GROUP)
-        records = self.storage[:, : groups * GROUP_BYTES].view(-1, groups, GROUP_BYTES)
-        high = records[:, :, :GROUP].view(torch.int8).double()
-        low = self.storage[:, groups * GROUP_BYTES :][:, : groups * GROUP].view(-1, groups, GROUP).double()
+        sizes = [groups * GROUP_BYTES, groups * _OUTLIER_BYTES, _COUNT_BYTES]
+        laid, apart, counts = self.storage[:, : sum(sizes)].split(sizes, dim=1)
+        records = laid.reshape(-1, groups, GROUP_BYTES)
         scales = records[:, :, GROUP : GROUP + 4].contiguous().view(torch.float32)
-        return ((16 * high + low) * scales).flatten(1)[:, : self.columns]
+        values = (records[:, :, :GROUP].view(torch.int8).double() * scales).flatten(1)
+        outliers = apart.reshape(-1, groups, _OUTLIER_BYTES)
+        columns = outliers[:, :, :4].contiguous().view(torch.int32).long()
+        floats = outliers[:, :, 4:].contiguous().view(torch.float32).double()
+        for row, count in enumerate(counts.contiguous().view(torch.int32).flatten().tolist()):
+            values[row, columns[row, :count, 0]] = floats[row, :count, 0]
+        return values[:, : self.columns]

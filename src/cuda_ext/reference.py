@@ -189,29 +189,39 @@ def draw(
     return torch.tensor([_draw_row(logits[i], *row) for i, row in enumerate(rows)], dtype=torch.int64)
 
 
-OUTLIERS: Final = 20
+OUTLIERS: Final = 16
 GATED_OUTLIERS: Final = 28
 """A group of activations has an outlier where its largest is more than the root of this times its root mean square
 (csrc/cpu/quantise.h)."""
 
 
 def quantise(x: Tensor, row_bytes: int, outliers: int = OUTLIERS) -> Tensor:
-    """uint8 [rows, row_bytes]: of each group the high parts of its codes, its scale, scale · sum of the codes, the sum
-    of the first 16, 8 · sum and 128 · sum; the low parts of all groups; whether a group has any, since it has an
-    outlier."""
+    """uint8 [rows, row_bytes]: of each group its codes, their scale, scale · their sum, that of the first 16, 8 · sum
+    and 128 · sum; the row's outliers, each with its column before it; how many they are."""
     rows, columns = x.shape
     groups = functional.pad(x.float(), (0, -columns % 32)).view(rows, -1, 32)
-    largest = groups.abs().amax(2)
-    tiny = largest < 1e-30
-    scales = torch.where(tiny, 0.0, largest / 2032)
-    codes = (groups * torch.where(tiny, 0.0, torch.tensor(2032.0) / largest).unsqueeze(2)).round()
-    squares = torch.floor(codes / 16).square().sum(2)
-    wide = (squares > 0) & (squares < 127 * 127 * 32 // outliers)
-    codes = torch.where(wide.unsqueeze(2), codes, 16 * torch.floor((codes + 8) / 16))
-    high = torch.floor(codes / 16)
+    squares = _codes(groups)[0].square().sum(2)
+    has_outlier = (squares > 0) & (squares < 127 * 127 * 32 // outliers)
+    at = functional.one_hot(groups.abs().argmax(2), 32).bool() & has_outlier.unsqueeze(2)
+    codes, scales = _codes(groups.masked_fill(at, 0.0))
     sums, first_sums = codes.sum(2), codes[:, :, :16].sum(2)
     integers = torch.stack([first_sums, 8 * sums, 128 * sums], dim=2).to(torch.int32)
-    records = [high.to(torch.int8), torch.stack([scales, scales * sums], dim=2), integers]
-    groups = torch.cat([part.contiguous().view(torch.uint8) for part in records], dim=2)
-    laid = torch.cat([groups.flatten(1), (codes - 16 * high).to(torch.uint8).flatten(1), wide], dim=1)
+    records = [codes.to(torch.int8), torch.stack([scales, scales * sums], dim=2), integers]
+    laid = torch.cat([part.contiguous().view(torch.uint8) for part in records], dim=2).flatten(1)
+    count = at.sum((1, 2)).to(torch.int32).unsqueeze(1)
+    apart = torch.zeros(rows, 2 * groups.shape[1], dtype=torch.int32)
+    for row, group, place in at.nonzero().tolist():
+        before = 2 * int(at[row, :group].sum())
+        apart[row, before] = 32 * group + place
+        apart[row, before + 1] = groups[row, group, place].view(torch.int32)
+    laid = torch.cat([laid, apart.view(torch.uint8), count.view(torch.uint8)], dim=1)
     return functional.pad(laid, (0, row_bytes - laid.shape[1]))
+
+
+def _codes(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """[…, 32] and their scales […]."""
+    largest = groups.abs().amax(-1)
+    tiny = largest < 1e-30
+    scales = torch.where(tiny, 0.0, largest / 127)
+    inverses = torch.where(tiny, 0.0, torch.tensor(127.0) / largest)
+    return (groups * inverses.unsqueeze(-1)).round(), scales

@@ -18,9 +18,18 @@ struct LinearSpan {
     int64_t first_tile, last_tile, first_panel, last_panel;
 };
 
-constexpr int64_t kMostWidths = 1 << 15;  // rows × groups of a span of linear_quantised
+// Where the weights that an outlier meets lie in a panel, in bytes: its code in the lowest bits of each output's word once
+// that is shifted, and the scales of its block.
+struct OutlierPlace {
+    int32_t word, scales;
+    float value;
+    int16_t shift, row;  // row: of the tile
+};
 
-// The same for linear_quantised.
+constexpr int64_t kMostRowsAnItem = 64;  // of linear_quantised, whose codes stay in the second-level cache
+
+// The same for linear_quantised. places: room for one for each group of each row.
 struct QuantisedSpan {
     int64_t first_row, last_row, first_panel, last_panel;
+    OutlierPlace* places;
 };

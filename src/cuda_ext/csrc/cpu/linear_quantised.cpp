@@ -1,13 +1,13 @@
 // Launchers of linear_quantised and pack_quantised: cut rows and panels into work items for the threads.
 #include <cstring>
 
+#include "arena.h"
 #include "level.h"
 #include "library.h"
 #include "parallel.h"
 
 namespace {
 
-constexpr int64_t kMostRowsAnItem = 64;        // whose codes stay in the second-level cache
 constexpr int64_t kProductsAnItem = 1 << 16;   // below, handing it out costs more than it saves
 constexpr int64_t kItemsOfBlocks = 4;          // the same where rows are cut too: blocks seldom go round evenly
 constexpr int64_t kItemsAThread = 2;           // so that a thread that is held up has less to do
@@ -37,16 +37,18 @@ EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
     if (a.rows == 0 || a.outputs == 0) return kOk;
     if (current_level().linear_narrow) return current_level().linear_narrow(a);
     const int64_t panels = (a.outputs + kPanel - 1) / kPanel;
-    const int64_t groups = QuantisedRow::count(a.inputs);
-    if (groups > kMostWidths) return kNoMemory;
-    const int64_t fitting = kMostWidths / at_least_one(groups), most = fitting < kMostRowsAnItem ? fitting : kMostRowsAnItem;
-    const int64_t blocks = (a.rows + most - 1) / most;
+    const int64_t blocks = (a.rows + kMostRowsAnItem - 1) / kMostRowsAnItem;
     const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / blocks;
     const int64_t pieces = pieces_of(blocks, blocks > 1 ? kItemsOfBlocks : kItemsAThread, useful, panels);
-    parallel_items(blocks * pieces, true, [&](int64_t item, int) {
+    static Arena memory;
+    const int64_t room = at_least_one((a.rows + blocks - 1) / blocks * QuantisedRow::count(a.inputs));
+    auto* places = reinterpret_cast<OutlierPlace*>(memory.reserve(room * thread_count() * int64_t(sizeof(OutlierPlace))));
+    if (!places) return kNoMemory;
+    parallel_items(blocks * pieces, true, [&](int64_t item, int thread) {
         const int64_t piece = item / blocks, block = item % blocks;
         current_level().linear_quantised(a, {cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),
-                                             cut(panels, piece, pieces), cut(panels, piece + 1, pieces)});
+                                             cut(panels, piece, pieces), cut(panels, piece + 1, pieces),
+                                             places + thread * room});
     });
     return kOk;
 }

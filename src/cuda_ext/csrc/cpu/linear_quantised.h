@@ -1,6 +1,6 @@
 // x · weightᵀ + bias where both are integers (quantised.h): each group's products are added up exactly, and each result is
-// one chain over the groups in their order: two fused multiply-adds a group (one without offsets), the
-// bias last. So it depends neither on the other rows nor on the number of threads nor on the level.
+// one chain over the groups in their order, two fused multiply-adds a group (one without offsets), then over the outliers in
+// theirs, the bias last. So it depends neither on the other rows nor on the number of threads nor on the level.
 #pragma once
 
 #include "linear_plan.h"
@@ -16,18 +16,12 @@ constexpr int64_t kFetchAhead = 4096;  // bytes of weights, of one panel at a ti
 // A group of activations of some rows that lie one after the other.
 struct GroupOfRows {
     const char* group;  // the first row's
-    int64_t low;        // bytes from there to its low parts
     int64_t row_bytes;
 
     INLINE const QuantisedGroup& at(int64_t row) const {
         return *reinterpret_cast<const QuantisedGroup*>(group + row * row_bytes);
     }
-    INLINE const int8_t* high_of(int64_t row) const { return at(row).high; }
-    INLINE const int8_t* low_of(int64_t row) const { return reinterpret_cast<const int8_t*>(group + low + row * row_bytes); }
-    INLINE GroupOfRows next() const {
-        constexpr int64_t bytes = sizeof(QuantisedGroup);
-        return {group + bytes, low + kGroup - bytes, row_bytes};
-    }
+    INLINE GroupOfRows next() const { return {group + sizeof(QuantisedGroup), row_bytes}; }
 };
 
 typedef uint8_t CodeVec __attribute__((vector_size(kWidth * 4)));
@@ -121,26 +115,6 @@ struct QuantisedBlock {
     static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
     static constexpr int kLines = kFormat.lines();
 
-    static constexpr bool kTimes16 = Bits == 4 && kAnySize;  // 16 · weight fits a byte that is multiplied
-
-    // Sums of products of blocks of Sides panels, ``apart`` bytes from one to the next, with Rows rows, for the panels'
-    // vec-th vector of outputs. at: of the blocks' first input in the activations' group.
-    template <int Rows, int Sides, bool Wide>
-    static INLINE void products(const uint8_t* block, int64_t apart, const GroupOfRows& x, int at, int vec,
-                                IntVec (&sums)[Sides][Rows]) {
-        const uint8_t* line = block + vec * kWidth * 4;
-        if constexpr (!Wide) {
-            high_products<Rows, Sides>(line, apart, x, at, sums);
-        } else {
-#pragma GCC unroll 2
-            for (int side = 0; side < Sides; side++)
-                if constexpr (kTimes16 && Rows > 2)
-                    joined_products<Rows>(line + side * apart, x, sums[side]);
-                else
-                    separate_products<Rows>(line + side * apart, x, at, sums[side]);
-        }
-    }
-
     // Of the r-th row, loaded once for all sides.
     template <int Sides, typename Dots>
     static INLINE void add_to_row(Dots& dots, int r, const IntVec (&w)[Sides], const int8_t* x) {
@@ -153,73 +127,32 @@ struct QuantisedBlock {
         }
     }
 
-    // High parts alone, where all low ones are zero.
+    // Sums of products of blocks of Sides panels, ``apart`` bytes from one to the next, with Rows rows, for the panels'
+    // vec-th vector of outputs. at: of the blocks' first input in the activations' group.
     template <int Rows, int Sides>
-    static INLINE void high_products(const uint8_t* line, int64_t apart, const GroupOfRows& x, int at, IntVec (&sums)[Sides][Rows]) {
-        typename DotOf<kTimes16 ? 8 : Bits>::Type highs[Sides][Rows];
+    static INLINE void products(const uint8_t* block, int64_t apart, const GroupOfRows& x, int at, int vec,
+                                IntVec (&sums)[Sides][Rows]) {
+        const uint8_t* line = block + vec * kWidth * 4;
+        typename DotOf<Bits>::Type dots[Sides][Rows];
 #pragma GCC unroll 8
         for (int i = 0; i < kLines; i++) {
             IntVec first[Sides], second[Sides];
 #pragma GCC unroll 2
             for (int side = 0; side < Sides; side++) {
                 const IntVec codes = load_line(line + side * apart + i * kLine);
-                first[side] = kTimes16 ? codes << 4 & int32_t(0xf0f0f0f0) : Bits == 4 ? codes & 0x0f0f0f0f : codes;
-                second[side] = kTimes16 ? codes & int32_t(0xf0f0f0f0) : codes >> 4 & 0x0f0f0f0f;
+                first[side] = Bits == 4 ? codes & 0x0f0f0f0f : codes;
+                second[side] = codes >> 4 & 0x0f0f0f0f;
             }
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; r++) {
-                add_to_row<Sides>(highs, r, first, x.high_of(r) + at + 4 * i);
-                if constexpr (Bits == 4) add_to_row<Sides>(highs, r, second, x.high_of(r) + 4 * i + 16);
+                add_to_row<Sides>(dots, r, first, x.at(r).codes + at + 4 * i);
+                if constexpr (Bits == 4) add_to_row<Sides>(dots, r, second, x.at(r).codes + 4 * i + 16);
             }
         }
 #pragma GCC unroll 2
         for (int side = 0; side < Sides; side++)
 #pragma GCC unroll 8
-            for (int r = 0; r < Rows; r++)
-                sums[side][r] = kTimes16 ? highs[side][r].total() : highs[side][r].total() << 4;
-    }
-
-    // High and low parts apart: less to do for each line.
-    template <int Rows>
-    static INLINE void separate_products(const uint8_t* line, const GroupOfRows& x, int at, IntVec (&sums)[Rows]) {
-        typename DotOf<Bits>::Type highs[Rows], lows[Rows];
-#pragma GCC unroll 8
-        for (int i = 0; i < kLines; i++) {
-            const IntVec codes = load_line(line + i * kLine);
-            const IntVec first = Bits == 4 ? codes & 0x0f0f0f0f : codes, second = codes >> 4 & 0x0f0f0f0f;
-#pragma GCC unroll 8
-            for (int r = 0; r < Rows; r++) {
-                add_word(highs[r], first, x.high_of(r) + at + 4 * i);
-                add_word(lows[r], first, x.low_of(r) + at + 4 * i);
-                if constexpr (Bits == 4) {
-                    add_word(highs[r], second, x.high_of(r) + 4 * i + 16);
-                    add_word(lows[r], second, x.low_of(r) + 4 * i + 16);
-                }
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; r++) sums[r] = (highs[r].total() << 4) + lows[r].total();
-    }
-
-    // High parts with 16 · weight: less to do for each row.
-    template <int Rows>
-    static INLINE void joined_products(const uint8_t* line, const GroupOfRows& x, IntVec (&sums)[Rows]) {
-        WideDot both[Rows];
-#pragma GCC unroll 8
-        for (int i = 0; i < kLines; i++) {
-            const IntVec codes = load_line(line + i * kLine);
-            const IntVec first = codes & 0x0f0f0f0f, second = codes >> 4 & 0x0f0f0f0f;
-            const IntVec first_16 = codes << 4 & int32_t(0xf0f0f0f0), second_16 = codes & int32_t(0xf0f0f0f0);
-#pragma GCC unroll 8
-            for (int r = 0; r < Rows; r++) {
-                add_word(both[r], first_16, x.high_of(r) + 4 * i);
-                add_word(both[r], second_16, x.high_of(r) + 4 * i + 16);
-                add_word(both[r], first, x.low_of(r) + 4 * i);
-                add_word(both[r], second, x.low_of(r) + 4 * i + 16);
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; r++) sums[r] = both[r].total();
+            for (int r = 0; r < Rows; r++) sums[side][r] = dots[side][r].total();
     }
 
     // scale · sum of a row's codes, and zero · that sum without its scale.
@@ -233,13 +166,13 @@ struct QuantisedBlock {
         return at == 0 ? x.first_sum : x.sum_8 / 8 - x.first_sum;
     }
 
-    template <int Rows, int Sides, bool Wide>
+    template <int Rows, int Sides>
     static INLINE void add_block(const uint8_t* block, int64_t apart, const GroupOfRows& x, int at,
                                  Vec (&sums)[Sides][kPanelVecs][Rows]) {
 #pragma GCC unroll 4
         for (int v = 0; v < kPanelVecs; v++) {
             IntVec products_of[Sides][Rows];
-            products<Rows, Sides, Wide>(block, apart, x, at, v, products_of);
+            products<Rows, Sides>(block, apart, x, at, v, products_of);
 #pragma GCC unroll 2
             for (int side = 0; side < Sides; side++) {
                 const uint8_t* scales = block + side * apart + kLines * kLine;
@@ -259,27 +192,50 @@ struct QuantisedBlock {
         }
     }
 
-    // Of Sides panels from the panel-th on. wide: of each group of activations whether a row of the tile has low parts.
+    // Of one row against one panel: adds the products of an outlier.
+    static INLINE void add_outlier(const uint8_t* panel, const OutlierPlace& outlier, Vec (&sums)[kPanelVecs]) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVecs; v++) {
+            const IntVec codes = load_line(panel + outlier.word + v * kWidth * 4) >> outlier.shift & ((1 << Bits) - 1);
+            const Vec steps = __builtin_convertvector(codes - kFormat.zero(), Vec);
+            const uint8_t* scales = panel + outlier.scales + v * kWidth * 2;
+            const Vec scale = load_half_precision(scales);
+            const Vec weight = HasOffset ? fused(steps, scale, load_half_precision(scales + 32)) : steps * scale;
+            sums[v] = fused(weight, broadcast(outlier.value), sums[v]);
+        }
+    }
+
+    // Of Sides panels from the panel-th on.
     template <int Rows, int Sides>
-    static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, const uint8_t* wide, int64_t row, int64_t panel) {
+    static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, const OutlierPlace* outliers,
+                                               const OutlierPlace* outliers_end, int64_t row, int64_t panel) {
         constexpr int64_t bytes = kFormat.block_bytes();
         const int64_t groups = QuantisedRow::count(a.inputs), apart = kFormat.panel_bytes(a.inputs);
         const int64_t ahead = Sides > 1 ? Sides * apart : kFetchAhead;  // the same place of the next panels
-        const uint8_t* block = static_cast<const uint8_t*>(a.panels) + panel * apart;
-        GroupOfRows x{reinterpret_cast<const char*>(QuantisedRow::at(a.x, row, a.inputs).groups), QuantisedRow::low_bytes(a.inputs),
-                      QuantisedRow::bytes(a.inputs)};
+        const uint8_t* const first = static_cast<const uint8_t*>(a.panels) + panel * apart;
+        const uint8_t* block = first;
+        GroupOfRows x{reinterpret_cast<const char*>(QuantisedRow::at(a.x, row, a.inputs).groups), QuantisedRow::bytes(a.inputs)};
         Vec sums[Sides][kPanelVecs][Rows] = {};
         for (int64_t group = 0; group < groups; group++, x = x.next())
 #pragma GCC unroll 2
             for (int at = 0; at < kGroup; at += Group) {
                 for (int side = 0; side < Sides; side++)
                     for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + side * apart + ahead + i);
-                if (wide[group])
-                    add_block<Rows, Sides, true>(block, apart, x, at, sums);
-                else
-                    add_block<Rows, Sides, false>(block, apart, x, at, sums);
+                add_block<Rows, Sides>(block, apart, x, at, sums);
                 block += bytes;
             }
+        // In memory, where an outlier finds its row's.
+        Vec totals[Rows][Sides][kPanelVecs];
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 2
+            for (int side = 0; side < Sides; side++)
+#pragma GCC unroll 4
+                for (int v = 0; v < kPanelVecs; v++) totals[r][side][v] = sums[side][v][r];
+        for (; outliers < outliers_end; outliers++)
+#pragma GCC unroll 2
+            for (int side = 0; side < Sides; side++)
+                add_outlier(first + side * apart, *outliers, totals[Rows > 1 ? outliers->row : 0][side]);
 #pragma GCC unroll 2
         for (int side = 0; side < Sides; side++)
 #pragma GCC unroll 4
@@ -289,7 +245,7 @@ struct QuantisedBlock {
                 const Vec bias = a.bias ? load_n(a.bias + output, n) : Vec{};
 #pragma GCC unroll 8
                 for (int r = 0; r < Rows; r++) {
-                    const Vec sum = a.bias ? sums[side][v][r] + bias : sums[side][v][r];
+                    const Vec sum = a.bias ? totals[r][side][v] + bias : totals[r][side][v];
                     store_n(a.out + (row + r) * a.out_stride + output, sum, n);
                 }
             }
@@ -297,10 +253,25 @@ struct QuantisedBlock {
 
     // The number of rows becomes a constant.
     template <int Rows, int Sides>
-    static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const uint8_t* wide, int64_t row, int64_t panel) {
+    static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const OutlierPlace* outliers,
+                               const OutlierPlace* outliers_end, int64_t row, int64_t panel) {
         if constexpr (Rows > 1)
-            if (count < Rows) return tile_of<Rows - 1, Sides>(count, a, wide, row, panel);
-        tile<Rows, Sides>(a, wide, row, panel);
+            if (count < Rows) return tile_of<Rows - 1, Sides>(count, a, outliers, outliers_end, row, panel);
+        tile<Rows, Sides>(a, outliers, outliers_end, row, panel);
+    }
+
+    // Of rows [first, last); returns the end of what it wrote.
+    static INLINE OutlierPlace* find_outliers(const QuantisedLinearArgs& a, int64_t first, int64_t last, OutlierPlace* to) {
+        for (int64_t row = first; row < last; row++) {
+            const QuantisedRow of = QuantisedRow::at(a.x, row, a.inputs);
+            for (const Outlier* each = of.outliers; each < of.outliers + *of.outlier_count; each++) {
+                const int64_t block = each->input / Group * kFormat.block_bytes();
+                const auto [byte, upper] = kFormat.place(0, each->input % Group, false);
+                *to++ = {int32_t(block + byte / kLine * kLine), int32_t(block + kLines * kLine), each->value,
+                         int16_t(byte % 4 * 8 + (upper ? 4 : 0)), int16_t(row - first)};
+            }
+        }
+        return to;
     }
 };
 
@@ -309,35 +280,26 @@ constexpr int kTileRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
 // loads take as long as the products.
 constexpr int kPairRows = kWidth == 16 ? 6 : 0;
 
-// Of each group whether one of ``count`` rows has low parts.
-INLINE void find_wide(const QuantisedLinearArgs& a, int64_t first, int64_t count, uint8_t* wide) {
-    const int64_t groups = QuantisedRow::count(a.inputs);
-    for (int64_t row = first; row < first + count; row++) {
-        const uint8_t* own = QuantisedRow::at(a.x, row, a.inputs).wide;
-        for (int64_t group = 0; group < groups; group++) wide[group] = uint8_t(row == first ? own[group] : wide[group] | own[group]);
-    }
-}
-
 template <int Bits, int Group, bool HasOffset>
 void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
-    static thread_local uint8_t memory[kMostWidths];
-    const int64_t count = span.last_row - span.first_row, groups = QuantisedRow::count(a.inputs);
+    typedef QuantisedBlock<Bits, Group, HasOffset> Block;
+    const int64_t count = span.last_row - span.first_row;
     const bool in_pairs = kPairRows > 0 && count > kTileRows;
     const int64_t most = in_pairs ? kPairRows : kTileRows, tiles = (count + most - 1) / most;
     const auto first_of = [&](int64_t tile) { return span.first_row + count * tile / tiles; };
+    OutlierPlace* outliers[kMostRowsAnItem + 1] = {span.places};
     for (int64_t tile = 0; tile < tiles; tile++)
-        find_wide(a, first_of(tile), first_of(tile + 1) - first_of(tile), memory + tile * groups);
-    typedef QuantisedBlock<Bits, Group, HasOffset> Block;
+        outliers[tile + 1] = Block::find_outliers(a, first_of(tile), first_of(tile + 1), outliers[tile]);
     int64_t panel = span.first_panel;
     if constexpr (kPairRows > 0)
         for (; in_pairs && panel + 1 < span.last_panel; panel += 2)
             for (int64_t tile = 0; tile < tiles; tile++)
-                Block::template tile_of<kPairRows, 2>(first_of(tile + 1) - first_of(tile), a, memory + tile * groups,
-                                                      first_of(tile), panel);
+                Block::template tile_of<kPairRows, 2>(first_of(tile + 1) - first_of(tile), a, outliers[tile],
+                                                      outliers[tile + 1], first_of(tile), panel);
     for (; panel < span.last_panel; panel++)
         for (int64_t tile = 0; tile < tiles; tile++)
-            Block::template tile_of<kTileRows, 1>(first_of(tile + 1) - first_of(tile), a, memory + tile * groups,
-                                                  first_of(tile), panel);
+            Block::template tile_of<kTileRows, 1>(first_of(tile + 1) - first_of(tile), a, outliers[tile],
+                                                  outliers[tile + 1], first_of(tile), panel);
 }
 
 template <int Bits, int Group>

@@ -1,6 +1,6 @@
-// Rows of floats to codes of 12 bits with one scale for each 32 (quantised.h): scale = largest magnitude / 2032, codes are
-// rounded to nearest even, and then to multiples of 16, which is 8 bits, in groups without outliers. A group with NaN or
-// infinity gets a scale that is not finite, so that what is computed from it is not finite either.
+// Rows of floats to codes of 8 bits with one scale for each 32 (quantised.h): scale = largest magnitude / 127, codes are
+// rounded to nearest even, and outliers lie apart. A group with NaN or infinity gets a scale that is not finite, so that what
+// is computed from it is not finite either.
 #pragma once
 
 #include "quantised.h"
@@ -9,17 +9,24 @@
 
 namespace {
 
-constexpr float kMostCode = 2032.0f;  // 127 · 16: what is rounded to high parts alone keeps to 8 bits
-// A group has an outlier where its largest is more than √of times its root mean square, so that its squares are less than
-// this. In products of gates and ups outliers are no fixed columns, so more tiles have some, and they matter less.
+constexpr float kMostCode = 127.0f;
+// A group has an outlier where its largest is more than √of times its root mean square, so that its codes' squares add up to
+// less than this. Only the group itself decides: its row may be one rank's part of a longer one. Outliers in products of
+// gates and ups matter less.
 constexpr int32_t squares_without(int32_t of) { return 127 * 127 * 32 / of; }
-constexpr int32_t kPlainSquares = squares_without(20), kPlainSquaresGated = squares_without(28);
+constexpr int32_t kPlainSquares = squares_without(16), kPlainSquaresGated = squares_without(28);
 constexpr int kGroupVecs = int(kGroup) / kWidth;
 
 INLINE IntVec larger(IntVec a, IntVec b) { return a > b ? a : b; }
 
+INLINE IntVec size_bits(Vec x) { return (IntVec)x & 0x7fffffff; }
+
 INLINE int32_t largest_of(IntVec v) {
     return fold(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+INLINE int32_t total_of(IntVec v) {
+    return fold(v, [](auto a, auto b) { return a + b; });
 }
 
 struct CodeScale {
@@ -33,149 +40,146 @@ INLINE CodeScale code_scale(int32_t bits, float most) {
     return {largest < 1e-30f ? 0.0f : largest / most, largest < 1e-30f ? 0.0f : most / largest};
 }
 
+constexpr float kToInteger = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer, which the lowest bits hold
+constexpr int32_t kIntegerZero = 0x4b400000;
+
 INLINE IntVec to_codes(Vec x, const CodeScale& scale) {
-    const Vec magic = broadcast(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
-    return (IntVec)(x * broadcast(scale.inverse) + magic) - 0x4b400000;
+    return (IntVec)(x * broadcast(scale.inverse) + broadcast(kToInteger)) - kIntegerZero;
 }
 
-// x: the group's vectors, zeros beyond the row's end.
-INLINE void quantise_group(const Vec (&x)[kGroupVecs], const QuantisedRow& row, int64_t group) {
+INLINE void set_sums(QuantisedGroup& of, float scaled_sum, int32_t first_sum, int32_t sum) {
+    of.scaled_sum = scaled_sum;
+    of.first_sum = first_sum;
+    of.sum_8 = 8 * sum;
+    of.sum_128 = 128 * sum;
+}
+
+// x: the group's vectors, zeros beyond the row's end. Returns the sum of the codes' squares.
+INLINE int32_t encode_group(const Vec (&x)[kGroupVecs], QuantisedGroup& of) {
     IntVec sizes = {};
-    for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, (IntVec)x[i] & 0x7fffffff);
+    for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, size_bits(x[i]));
     const CodeScale scale = code_scale(largest_of(sizes), kMostCode);
+    IntVec halves[2] = {}, squares = {};
     for (int i = 0; i < kGroupVecs; i++) {
-        // 12 bits of the codes, which are in bounds in a group that is not finite too.
-        const IntVec code = to_codes(x[i], scale) << 20 >> 20;
-        store_codes(row.groups[group].high + i * kWidth, code >> 4);
-        store_codes(row.low[group] + i * kWidth, code & 15);
+        const IntVec codes = to_codes(x[i], scale) << 24 >> 24;  // in bounds in a group that is not finite too
+        store_codes(of.codes + i * kWidth, codes);
+        halves[i * kWidth / 16] += codes;
+        squares += codes * codes;
     }
-    row.groups[group].scale = scale.scale;
+    const int32_t first_sum = total_of(halves[0]), sum = first_sum + total_of(halves[1]);
+    of.scale = scale.scale;
+    set_sums(of, scale.scale * float(sum), first_sum, sum);
+    return total_of(squares);
+}
+
+// kWidth where there is none.
+INLINE int first_equal(IntVec v, int32_t to) {
+#if defined(__AVX512F__)
+    return __builtin_ctz(_mm512_cmpeq_epi32_mask((__m512i)v, _mm512_set1_epi32(to)) | 1 << kWidth);
+#elif defined(__AVX2__)
+    return __builtin_ctz(_mm256_movemask_ps((__m256)(v == to)) | 1 << kWidth);
+#else
+    int i = 0;
+    while (i < kWidth && v[i] != to) i++;
+    return i;
+#endif
+}
+
+// Puts a group's largest apart, the first of several, and encodes the others.
+INLINE void take_outlier(const Vec* x, const QuantisedRow& row, int64_t group) {
+    IntVec sizes = {};
+    for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, size_bits(x[i]));
+    const int32_t largest = largest_of(sizes);
+    int at = 0;
+    while (first_equal(size_bits(x[at / kWidth]), largest) == kWidth) at += kWidth;
+    at += first_equal(size_bits(x[at / kWidth]), largest);
+    float rest[kGroup];
+    __builtin_memcpy(rest, x, sizeof rest);
+    row.outliers[(*row.outlier_count)++] = {int32_t(group * kGroup + at), rest[at]};
+    rest[at] = 0.0f;
+    Vec others[kGroupVecs];
+    __builtin_memcpy(others, rest, sizeof rest);
+    encode_group(others, row.groups[group]);
 }
 
 #if defined(__AVX512F__)
-// Some groups at once, whose largest magnitudes are found together: a group's own takes more than all else.
+// Some groups at once, whose lanes are joined together: a group's own takes more than all else.
 constexpr int kTogether = 8;
 constexpr int kTogetherVecs = kTogether * kGroupVecs;
 
-// Of each vector the largest lane: of vectors 0 to 3, again, 4 to 7, again.
-INLINE IntVec largest_of_each(const IntVec (&v)[kTogether]) {
-    IntVec pairs[4], fours[2];
+// Lanes 0 to 7: each vector's lanes joined.
+template <typename Vector, typename Join>
+INLINE Vector fold_each(const Vector (&v)[kTogether], Join join) {
+    Vector pairs[4], fours[2];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         const __m512i a = (__m512i)v[2 * i], b = (__m512i)v[2 * i + 1];
-        pairs[i] = larger((IntVec)_mm512_unpacklo_epi32(a, b), (IntVec)_mm512_unpackhi_epi32(a, b));
+        pairs[i] = join((Vector)_mm512_unpacklo_epi32(a, b), (Vector)_mm512_unpackhi_epi32(a, b));
     }
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
         const __m512i a = (__m512i)pairs[2 * i], b = (__m512i)pairs[2 * i + 1];
-        fours[i] = larger((IntVec)_mm512_unpacklo_epi64(a, b), (IntVec)_mm512_unpackhi_epi64(a, b));
+        fours[i] = join((Vector)_mm512_unpacklo_epi64(a, b), (Vector)_mm512_unpackhi_epi64(a, b));
     }
     const __m512i a = (__m512i)fours[0], b = (__m512i)fours[1];
-    const IntVec halves = larger((IntVec)_mm512_shuffle_i64x2(a, b, 0x44), (IntVec)_mm512_shuffle_i64x2(a, b, 0xee));
-    return larger(halves, (IntVec)_mm512_shuffle_i64x2((__m512i)halves, (__m512i)halves, 0xb1));
+    const Vector halves = join((Vector)_mm512_shuffle_i64x2(a, b, 0x44), (Vector)_mm512_shuffle_i64x2(a, b, 0xee));
+    const Vector all = join(halves, (Vector)_mm512_shuffle_i64x2((__m512i)halves, (__m512i)halves, 0xb1));
+    return (Vector)_mm512_shuffle_i64x2((__m512i)all, (__m512i)all, 0x08);
 }
 
-// As quantise_group, for groups [first, first + kTogether).
-INLINE void quantise_groups(const Vec (&x)[kTogetherVecs], const QuantisedRow& row, int64_t first) {
-    IntVec sizes[kTogether], codes[kTogetherVecs];
+// As encode_group for each of them; returns of which ones the codes' squares add up to less than plain_squares.
+INLINE uint32_t encode_groups(const Vec (&x)[kTogetherVecs], QuantisedGroup* of, int32_t plain_squares) {
+    IntVec sizes[kTogether];
 #pragma GCC unroll 8
-    for (int i = 0; i < kTogether; i++)
-        sizes[i] = larger((IntVec)x[2 * i] & 0x7fffffff, (IntVec)x[2 * i + 1] & 0x7fffffff);
-    const Vec largest = (Vec)largest_of_each(sizes);
-    const __mmask16 is_some = _mm512_cmp_ps_mask((__m512)largest, _mm512_set1_ps(1e-30f), _CMP_NLT_UQ);
-    const __m512 most = _mm512_set1_ps(kMostCode);
-    const __m512i in_order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11);
-    const __m512 scales = _mm512_permutexvar_ps(in_order, _mm512_maskz_div_ps(is_some, (__m512)largest, most));
-    alignas(64) float inverses[kWidth];
-    _mm512_store_ps(inverses, _mm512_permutexvar_ps(in_order, _mm512_maskz_div_ps(is_some, most, (__m512)largest)));
-#pragma GCC unroll 16
-    for (int i = 0; i < kTogetherVecs; i++) {
-        codes[i] = to_codes(x[i], {0.0f, inverses[i / 2]}) << 20 >> 20;
-        store_codes(row.groups[first + i / 2].high + i % 2 * kWidth, codes[i] >> 4);
-        store_codes(row.low[first + i / 2] + i % 2 * kWidth, codes[i] & 15);
+    for (int i = 0; i < kTogether; i++) sizes[i] = larger(size_bits(x[2 * i]), size_bits(x[2 * i + 1]));
+    const auto most_of = [](IntVec a, IntVec b) { return larger(a, b); };
+    const __m512 largest = (__m512)fold_each(sizes, most_of), most = _mm512_set1_ps(kMostCode);
+    const __mmask16 is_some = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(1e-30f), _CMP_NLT_UQ);
+    const Vec scales = (Vec)_mm512_maskz_div_ps(is_some, largest, most);
+    float inverses[kWidth];
+    _mm512_storeu_ps(inverses, _mm512_maskz_div_ps(is_some, most, largest));
+    BitVec first[kTogether], both[kTogether];
+    Vec squares[kTogether];
+#pragma GCC unroll 8
+    for (int i = 0; i < kTogether; i++) {
+        const Vec inverse = broadcast(inverses[i]), to_integer = broadcast(kToInteger);
+        const Vec a = x[2 * i] * inverse + to_integer, b = x[2 * i + 1] * inverse + to_integer;
+        store_codes(of[i].codes, (IntVec)a);
+        store_codes(of[i].codes + kWidth, (IntVec)b);
+        first[i] = (BitVec)a;
+        both[i] = (BitVec)a + (BitVec)b;
+        const Vec first_codes = a - to_integer, last_codes = b - to_integer;
+        squares[i] = fma(last_codes, last_codes, first_codes * first_codes);
     }
-    alignas(64) float each[kWidth];
-    _mm512_store_ps(each, scales);
-    for (int i = 0; i < kTogether; i++) row.groups[first + i].scale = each[i];
+    const auto sum = [](auto a, auto b) { return a + b; };
+    const BitVec first_sums = fold_each(first, sum) - kWidth * uint32_t(kIntegerZero);
+    const BitVec sums = fold_each(both, sum) - 2 * kWidth * uint32_t(kIntegerZero);
+    const Vec scaled_sums = scales * __builtin_convertvector((IntVec)sums, Vec);
+    for (int i = 0; i < kTogether; i++) {
+        of[i].scale = scales[i];
+        set_sums(of[i], scaled_sums[i], int32_t(first_sums[i]), int32_t(sums[i]));
+    }
+    const __m512 all = (__m512)fold_each(squares, sum);  // whole numbers below 2^24
+    const uint32_t are_small = _mm512_cmp_ps_mask(all, _mm512_set1_ps(float(plain_squares)), _CMP_LT_OQ);
+    return are_small & _mm512_cmp_ps_mask(all, _mm512_setzero_ps(), _CMP_GT_OQ) & ((1 << kTogether) - 1);
 }
 #endif
-
-typedef int8_t GroupBytes __attribute__((vector_size(kGroup)));
-
-// Of the 32 high parts the sum of squares.
-INLINE int32_t sum_of_squares(const GroupBytes& high) {
-#if defined(__AVX2__)
-    const __m256i sizes = _mm256_abs_epi8((__m256i)high);
-    const __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(sizes, sizes), _mm256_set1_epi16(1));
-    const __m128i twos = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
-    const __m128i pair = _mm_add_epi32(twos, _mm_shuffle_epi32(twos, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
-#else
-    int32_t sum = 0;
-    for (int i = 0; i < kGroup; i++) sum += high[i] * high[i];
-    return sum;
-#endif
-}
-
-struct HalfSums {
-    int32_t first, last;
-};
-
-// Of the first and of the last 16.
-INLINE HalfSums half_sums(const GroupBytes& parts) {
-#if defined(__AVX2__)
-    const __m256i eights = _mm256_sad_epu8((__m256i)(parts ^ int8_t(0x80)), _mm256_setzero_si256());
-    const __m256i halves = _mm256_add_epi64(eights, _mm256_unpackhi_epi64(eights, eights));
-    return {_mm_cvtsi128_si32(_mm256_castsi256_si128(halves)) - 16 * 128,
-            _mm_cvtsi128_si32(_mm256_extracti128_si256(halves, 1)) - 16 * 128};
-#else
-    HalfSums sums{0, 0};
-    for (int i = 0; i < 16; i++) {
-        sums.first += parts[i];
-        sums.last += parts[16 + i];
-    }
-    return sums;
-#endif
-}
-
-// Rounds codes to multiples of 16, so that low parts are zero, but where an outlier would leave too little of the others; and
-// adds up what is left. Only the group itself decides: its row may be one rank's part of a longer one.
-INLINE void finish_groups(const QuantisedRow& row, int64_t groups, int32_t plain_squares) {
-    for (int64_t group = 0; group < groups; group++) {
-        QuantisedGroup& of = row.groups[group];
-        GroupBytes high, low;
-        __builtin_memcpy(&high, of.high, kGroup);
-        __builtin_memcpy(&low, row.low[group], kGroup);
-        const int32_t squares = sum_of_squares(high);
-        row.wide[group] = squares != 0 && squares < plain_squares;
-        HalfSums more{0, 0};
-        if (row.wide[group]) {
-            more = half_sums(low);
-        } else {
-            high -= (GroupBytes)(low > 7);
-            __builtin_memcpy(of.high, &high, kGroup);
-            __builtin_memset(row.low[group], 0, kGroup);
-        }
-        const HalfSums sums = half_sums(high);
-        const int32_t sum = 16 * (sums.first + sums.last) + more.first + more.last;
-        of.scaled_sum = of.scale * float(sum);
-        of.first_sum = 16 * sums.first + more.first;
-        of.sum_8 = 8 * sum;
-        of.sum_128 = 128 * sum;
-    }
-}
 
 // Quantises a row whose elements [i, i + n) are given by element(i, n), n ≤ kWidth, in order; n is less than a
 // vector only at the end of the row.
 template <typename Element>
 INLINE void quantise_row(int64_t inputs, const QuantisedRow& row, Element element, int32_t plain_squares = kPlainSquares) {
+    *row.outlier_count = 0;
     int64_t group = 0;
 #if defined(__AVX512F__)
     for (; (group + kTogether) * kGroup <= inputs; group += kTogether) {
         Vec x[kTogetherVecs];
 #pragma GCC unroll 16
         for (int i = 0; i < kTogetherVecs; i++) x[i] = element(group * kGroup + i * kWidth, kWidth);
-        quantise_groups(x, row, group);
+        for (uint32_t left = encode_groups(x, row.groups + group, plain_squares); left; left &= left - 1) {
+            const int of = __builtin_ctz(left);
+            take_outlier(x + of * kGroupVecs, row, group + of);
+        }
     }
 #endif
     for (; group * kGroup < inputs; group++) {
@@ -184,9 +188,9 @@ INLINE void quantise_row(int64_t inputs, const QuantisedRow& row, Element elemen
             const int64_t at = group * kGroup + i * kWidth, n = min_of(kWidth, inputs - at);
             x[i] = n > 0 ? element(at, n) : Vec{};
         }
-        quantise_group(x, row, group);
+        const int32_t squares = encode_group(x, row.groups[group]);
+        if (squares > 0 && squares < plain_squares) take_outlier(x, row, group);
     }
-    finish_groups(row, group, plain_squares);
 }
 
 // Writes a row whose elements are given by element(i, n), as quantise_row takes them.

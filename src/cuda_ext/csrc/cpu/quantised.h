@@ -1,9 +1,8 @@
 // How rows of activations and panels of weights lie when both are integers.
 //
-// A row of activations: codes of 12 bits in two bytes, 16 · high + low, and one scale for each 32 of them (its last
-// group is padded with zeros). Activations have outliers, next to which 8 bits would round away all else in a group: it is
-// these few groups that turn near ties. In the others low parts are zero, and take no time where those of all rows of a tile
-// are. The high and the low part of a code meet 4-bit weights in one sum: their products with 16 · weight and with weight.
+// A row of activations: codes of 8 bits, and one scale for each 32 of them (its last group is padded with zeros).
+// Activations have outliers, next to which 8 bits would round away all else in a group, and which turn near ties. So a
+// group's largest may lie apart, as the float it was, and counts as zero among the others.
 // A weight: panels of 16 outputs; a panel is one block after the other, a block a group of inputs of all 16 outputs:
 //   W8, groups of 32 or 16: a line of 64 bytes for each 4 inputs, 4 bytes an output, each code + 128
 //   W4, groups of 32: line i holds inputs 4i to 4i + 3 in the low halves, inputs 16 + 4i to 19 + 4i in the high ones
@@ -42,29 +41,36 @@ struct WeightFormat {
     constexpr int zero() const { return bits == 8 ? 128 : has_offset ? 0 : 8; }
 };
 
-// What a row has of a group besides the low parts of its codes.
 struct QuantisedGroup {
-    int8_t high[kGroup];   // parts, signed
+    int8_t codes[kGroup];
     float scale;
     float scaled_sum;      // scale · sum of codes
     int32_t first_sum;     // of the first 16 codes
     int32_t sum_8, sum_128;  // 8 and 128 · sum of codes: what W4 and W8 are off by
 };
 
-// A row: its groups; the low parts (0 to 15) of their codes; whether there are any in a group, a byte each; padded to whole
-// cache lines. Low parts are by themselves since most are not read.
+// An activation that is in no group's codes.
+struct Outlier {
+    int32_t input;
+    float value;
+};
+
+// A row: its groups, its outliers in the order of inputs, with room for one a group, and their number; padded to whole
+// cache lines.
 struct QuantisedRow {
     QuantisedGroup* groups;
-    int8_t (*low)[kGroup];
-    uint8_t* wide;
+    Outlier* outliers;
+    int32_t* outlier_count;
 
     static int64_t count(int64_t inputs) { return (inputs + kGroup - 1) / kGroup; }
-    static int64_t low_bytes(int64_t inputs) { return count(inputs) * int64_t(sizeof(QuantisedGroup)); }  // before them
-    static int64_t bytes(int64_t inputs) { return (low_bytes(inputs) + count(inputs) * (kGroup + 1) + 63) / 64 * 64; }
+    static int64_t bytes(int64_t inputs) {
+        const int64_t a_group = sizeof(QuantisedGroup) + sizeof(Outlier);
+        return (count(inputs) * a_group + int64_t(sizeof(int32_t)) + 63) / 64 * 64;
+    }
 
     static QuantisedRow at(void* rows, int64_t row, int64_t inputs) {
-        char* start = static_cast<char*>(rows) + row * bytes(inputs);
-        auto* low = reinterpret_cast<int8_t(*)[kGroup]>(start + low_bytes(inputs));
-        return {reinterpret_cast<QuantisedGroup*>(start), low, reinterpret_cast<uint8_t*>(low + count(inputs))};
+        auto* groups = reinterpret_cast<QuantisedGroup*>(static_cast<char*>(rows) + row * bytes(inputs));
+        auto* outliers = reinterpret_cast<Outlier*>(groups + count(inputs));
+        return {groups, outliers, reinterpret_cast<int32_t*>(outliers + count(inputs))};
     }
 };
