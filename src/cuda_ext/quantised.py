@@ -18,8 +18,8 @@ GROUP = 32
 """Activations under one scale."""
 GROUP_BYTES = GROUP + 20
 """Of a group of them (csrc/cpu/quantised.h)."""
-_OUTLIER_BYTES = 8
-_COUNT_BYTES = 4
+_OUTLIER_BYTES = 4
+_PLACES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,20 +224,17 @@ class QuantisedRows:
     @classmethod
     def empty(cls, rows: int, columns: int) -> "QuantisedRows":
         groups = -(-columns // GROUP)
-        row_bytes = -(-(groups * (GROUP_BYTES + _OUTLIER_BYTES) + _COUNT_BYTES) // 64) * 64
+        row_bytes = -(-(groups * (GROUP_BYTES + _OUTLIER_BYTES) + -(-groups // _PLACES) * _PLACES) // 64) * 64
         return cls(torch.zeros(rows, row_bytes, dtype=torch.uint8), columns)
 
     def dequantise(self) -> Tensor:
         """float64 [rows, columns], for tests."""
         groups = -(-self.columns // GROUP)
-        sizes = [groups * GROUP_BYTES, groups * _OUTLIER_BYTES, _COUNT_BYTES]
-        laid, apart, counts = self.storage[:, : sum(sizes)].split(sizes, dim=1)
-        records = laid.reshape(-1, groups, GROUP_BYTES)
+        apart, places = groups * GROUP_BYTES, groups * (GROUP_BYTES + _OUTLIER_BYTES)
+        records = self.storage[:, :apart].reshape(-1, groups, GROUP_BYTES)
         scales = records[:, :, GROUP : GROUP + 4].contiguous().view(torch.float32)
-        values = (records[:, :, :GROUP].view(torch.int8).double() * scales).flatten(1)
-        outliers = apart.reshape(-1, groups, _OUTLIER_BYTES)
-        columns = outliers[:, :, :4].contiguous().view(torch.int32).long()
-        floats = outliers[:, :, 4:].contiguous().view(torch.float32).double()
-        for row, count in enumerate(counts.contiguous().view(torch.int32).flatten().tolist()):
-            values[row, columns[row, :count, 0]] = floats[row, :count, 0]
-        return values[:, : self.columns]
+        values = records[:, :, :GROUP].view(torch.int8).double() * scales
+        outliers = self.storage[:, apart:places].contiguous().view(torch.float32).double()
+        at = self.storage[:, places : places + groups].long()
+        is_apart = torch.arange(GROUP) == at.unsqueeze(2)
+        return torch.where(is_apart, outliers.unsqueeze(2), values).flatten(1)[:, : self.columns]

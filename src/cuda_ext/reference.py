@@ -197,7 +197,7 @@ GATED_OUTLIERS: Final = 28
 
 def quantise(x: Tensor, row_bytes: int, outliers: int = OUTLIERS) -> Tensor:
     """uint8 [rows, row_bytes]: of each group its codes, their scale, scale · their sum, that of the first 16, 8 · sum
-    and 128 · sum; the row's outliers, each with its column before it; how many they are."""
+    and 128 · sum; each group's outlier; its place in the group, or 255, up to a multiple of 16 of them."""
     rows, columns = x.shape
     groups = functional.pad(x.float(), (0, -columns % 32)).view(rows, -1, 32)
     squares = _codes(groups)[0].square().sum(2)
@@ -208,13 +208,10 @@ def quantise(x: Tensor, row_bytes: int, outliers: int = OUTLIERS) -> Tensor:
     integers = torch.stack([first_sums, 8 * sums, 128 * sums], dim=2).to(torch.int32)
     records = [codes.to(torch.int8), torch.stack([scales, scales * sums], dim=2), integers]
     laid = torch.cat([part.contiguous().view(torch.uint8) for part in records], dim=2).flatten(1)
-    count = at.sum((1, 2)).to(torch.int32).unsqueeze(1)
-    apart = torch.zeros(rows, 2 * groups.shape[1], dtype=torch.int32)
-    for row, group, place in at.nonzero().tolist():
-        before = 2 * int(at[row, :group].sum())
-        apart[row, before] = 32 * group + place
-        apart[row, before + 1] = groups[row, group, place].view(torch.int32)
-    laid = torch.cat([laid, apart.view(torch.uint8), count.view(torch.uint8)], dim=1)
+    outliers = groups.masked_fill(~at, 0.0).sum(2)
+    places = torch.where(has_outlier, at.int().argmax(2), 255).to(torch.uint8)
+    places = functional.pad(places, (0, -places.shape[1] % 16), value=255)
+    laid = torch.cat([laid, outliers.view(torch.uint8), places], dim=1)
     return functional.pad(laid, (0, row_bytes - laid.shape[1]))
 
 

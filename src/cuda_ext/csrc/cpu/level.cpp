@@ -25,6 +25,7 @@ extern const Level SHOAL_LEVEL = {
     nullptr,
     nullptr,
     nullptr,
+    find_outliers,
     linear_quantised,
     quantise,
     kMostRows,

@@ -23,6 +23,9 @@ struct Level {
     int (*linear_integers)(const LinearArgs&);
     int (*linear_narrow)(const QuantisedLinearArgs&);
     int (*gated_linear)(const GatedLinearArgs&);
+    // Before linear_quantised for rows [first, last): the columns with outliers, tile by tile, and where each tile's begin.
+    void (*find_outliers)(const QuantisedLinearArgs&, int64_t first, int64_t last, OutlierColumn* to,
+                          const OutlierColumn** begins);
     void (*linear_quantised)(const QuantisedLinearArgs&, const QuantisedSpan&);
     void (*quantise)(const QuantiseArgs&, int64_t begin, int64_t end);
     int64_t linear_rows;  // at most in a tile

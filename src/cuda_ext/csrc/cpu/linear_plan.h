@@ -18,18 +18,18 @@ struct LinearSpan {
     int64_t first_tile, last_tile, first_panel, last_panel;
 };
 
-// Where the weights that an outlier meets lie in a panel, in bytes: its code in the lowest bits of each output's word once
-// that is shifted, and the scales of its block.
-struct OutlierPlace {
-    int32_t word, scales;
-    float value;
-    int16_t shift, row;  // row: of the tile
+// The rows of a tile in one column where some have an outlier: its value, or zero. Where its weights lie in a panel, in bytes:
+// the code in the lowest bits of each output's word once that is shifted, and the scales of its block.
+struct OutlierColumn {
+    static constexpr int kRows = 8;
+    int32_t word, scales, shift;
+    float values[kRows];
 };
 
 constexpr int64_t kMostRowsAnItem = 64;  // of linear_quantised, whose codes stay in the second-level cache
 
-// The same for linear_quantised. places: room for one for each group of each row.
+// The same for linear_quantised. columns: where those of each tile of the rows begin, and where the last one's end.
 struct QuantisedSpan {
     int64_t first_row, last_row, first_panel, last_panel;
-    OutlierPlace* places;
+    const OutlierColumn* const* columns;
 };

@@ -12,6 +12,13 @@ constexpr int64_t kProductsAnItem = 1 << 16;   // below, handing it out costs mo
 constexpr int64_t kItemsOfBlocks = 4;          // the same where rows are cut too: blocks seldom go round evenly
 constexpr int64_t kItemsAThread = 2;           // so that a thread that is held up has less to do
 
+// Of each block of rows: the columns with outliers, and where each tile's begin.
+struct Columns {
+    OutlierColumn* of_tiles;
+    const OutlierColumn** begins;
+    int64_t bytes;
+};
+
 // One group of one output into its panel's block.
 void place(const PackQuantisedArgs& a, const WeightFormat& format, int64_t output, int64_t group) {
     const int64_t lane = output % kPanel, at = output * a.groups + group;
@@ -41,14 +48,23 @@ EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
     const int64_t useful = a.rows * a.inputs * a.outputs / kProductsAnItem / blocks;
     const int64_t pieces = pieces_of(blocks, blocks > 1 ? kItemsOfBlocks : kItemsAThread, useful, panels);
     static Arena memory;
-    const int64_t room = at_least_one((a.rows + blocks - 1) / blocks * QuantisedRow::count(a.inputs));
-    auto* places = reinterpret_cast<OutlierPlace*>(memory.reserve(room * thread_count() * int64_t(sizeof(OutlierPlace))));
-    if (!places) return kNoMemory;
-    parallel_items(blocks * pieces, true, [&](int64_t item, int thread) {
+    const int64_t most_rows = (a.rows + blocks - 1) / blocks, room = most_rows * QuantisedRow::count(a.inputs);
+    const auto carve = [&](Carver&& from) {
+        return Columns{from.take<OutlierColumn>(blocks * room), from.take<const OutlierColumn*>(blocks * (most_rows + 1)),
+                       from.taken()};
+    };
+    char* reserved = memory.reserve(carve(Carver(nullptr)).bytes);
+    if (!reserved) return kNoMemory;
+    const Columns columns = carve(Carver(reserved));
+    parallel_items(blocks, blocks > 1, [&](int64_t block, int) {
+        current_level().find_outliers(a, cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),
+                                      columns.of_tiles + block * room, columns.begins + block * (most_rows + 1));
+    });
+    parallel_items(blocks * pieces, true, [&](int64_t item, int) {
         const int64_t piece = item / blocks, block = item % blocks;
         current_level().linear_quantised(a, {cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),
                                              cut(panels, piece, pieces), cut(panels, piece + 1, pieces),
-                                             places + thread * room});
+                                             columns.begins + block * (most_rows + 1)});
     });
     return kOk;
 }

@@ -192,23 +192,19 @@ struct QuantisedBlock {
         }
     }
 
-    // Of one row against one panel: adds the products of an outlier.
-    static INLINE void add_outlier(const uint8_t* panel, const OutlierPlace& outlier, Vec (&sums)[kPanelVecs]) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kPanelVecs; v++) {
-            const IntVec codes = load_line(panel + outlier.word + v * kWidth * 4) >> outlier.shift & ((1 << Bits) - 1);
-            const Vec steps = __builtin_convertvector(codes - kFormat.zero(), Vec);
-            const uint8_t* scales = panel + outlier.scales + v * kWidth * 2;
-            const Vec scale = load_half_precision(scales);
-            const Vec weight = HasOffset ? fused(steps, scale, load_half_precision(scales + 32)) : steps * scale;
-            sums[v] = fused(weight, broadcast(outlier.value), sums[v]);
-        }
+    // Of a panel's vec-th vector of outputs, the weights in a column.
+    static INLINE Vec column_weights(const uint8_t* panel, const OutlierColumn& column, int vec) {
+        const IntVec codes = load_line(panel + column.word + vec * kWidth * 4) >> column.shift & ((1 << Bits) - 1);
+        const Vec steps = __builtin_convertvector(codes - kFormat.zero(), Vec);
+        const uint8_t* scales = panel + column.scales + vec * kWidth * 2;
+        const Vec scale = load_half_precision(scales);
+        return HasOffset ? fused(steps, scale, load_half_precision(scales + 32)) : steps * scale;
     }
 
     // Of Sides panels from the panel-th on.
     template <int Rows, int Sides>
-    static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, const OutlierPlace* outliers,
-                                               const OutlierPlace* outliers_end, int64_t row, int64_t panel) {
+    static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, const OutlierColumn* column,
+                                               const OutlierColumn* columns_end, int64_t row, int64_t panel) {
         constexpr int64_t bytes = kFormat.block_bytes();
         const int64_t groups = QuantisedRow::count(a.inputs), apart = kFormat.panel_bytes(a.inputs);
         const int64_t ahead = Sides > 1 ? Sides * apart : kFetchAhead;  // the same place of the next panels
@@ -224,18 +220,16 @@ struct QuantisedBlock {
                 add_block<Rows, Sides>(block, apart, x, at, sums);
                 block += bytes;
             }
-        // In memory, where an outlier finds its row's.
-        Vec totals[Rows][Sides][kPanelVecs];
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; r++)
+        for (; column < columns_end; column++)
 #pragma GCC unroll 2
             for (int side = 0; side < Sides; side++)
 #pragma GCC unroll 4
-                for (int v = 0; v < kPanelVecs; v++) totals[r][side][v] = sums[side][v][r];
-        for (; outliers < outliers_end; outliers++)
-#pragma GCC unroll 2
-            for (int side = 0; side < Sides; side++)
-                add_outlier(first + side * apart, *outliers, totals[Rows > 1 ? outliers->row : 0][side]);
+                for (int v = 0; v < kPanelVecs; v++) {
+                    const Vec weights = column_weights(first + side * apart, *column, v);
+#pragma GCC unroll 8
+                    for (int r = 0; r < Rows; r++)
+                        sums[side][v][r] = fused(weights, broadcast(column->values[r]), sums[side][v][r]);
+                }
 #pragma GCC unroll 2
         for (int side = 0; side < Sides; side++)
 #pragma GCC unroll 4
@@ -245,7 +239,7 @@ struct QuantisedBlock {
                 const Vec bias = a.bias ? load_n(a.bias + output, n) : Vec{};
 #pragma GCC unroll 8
                 for (int r = 0; r < Rows; r++) {
-                    const Vec sum = a.bias ? totals[r][side][v] + bias : totals[r][side][v];
+                    const Vec sum = a.bias ? sums[side][v][r] + bias : sums[side][v][r];
                     store_n(a.out + (row + r) * a.out_stride + output, sum, n);
                 }
             }
@@ -253,22 +247,44 @@ struct QuantisedBlock {
 
     // The number of rows becomes a constant.
     template <int Rows, int Sides>
-    static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const OutlierPlace* outliers,
-                               const OutlierPlace* outliers_end, int64_t row, int64_t panel) {
+    static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const OutlierColumn* columns,
+                               const OutlierColumn* columns_end, int64_t row, int64_t panel) {
         if constexpr (Rows > 1)
-            if (count < Rows) return tile_of<Rows - 1, Sides>(count, a, outliers, outliers_end, row, panel);
-        tile<Rows, Sides>(a, outliers, outliers_end, row, panel);
+            if (count < Rows) return tile_of<Rows - 1, Sides>(count, a, columns, columns_end, row, panel);
+        tile<Rows, Sides>(a, columns, columns_end, row, panel);
     }
 
-    // Of rows [first, last); returns the end of what it wrote.
-    static INLINE OutlierPlace* find_outliers(const QuantisedLinearArgs& a, int64_t first, int64_t last, OutlierPlace* to) {
-        for (int64_t row = first; row < last; row++) {
-            const QuantisedRow of = QuantisedRow::at(a.x, row, a.inputs);
-            for (const Outlier* each = of.outliers; each < of.outliers + *of.outlier_count; each++) {
-                const int64_t block = each->input / Group * kFormat.block_bytes();
-                const auto [byte, upper] = kFormat.place(0, each->input % Group, false);
-                *to++ = {int32_t(block + byte / kLine * kLine), int32_t(block + kLines * kLine), each->value,
-                         int16_t(byte % 4 * 8 + (upper ? 4 : 0)), int16_t(row - first)};
+    // Of a tile of ``count`` rows, group by group; returns the end of what it wrote. A row has one column of a group at most,
+    // so that their order within a group is nothing to its results.
+    static INLINE OutlierColumn* find_columns(const QuantisedLinearArgs& a, int64_t row, int64_t count, OutlierColumn* to) {
+        typedef uint8_t Places __attribute__((vector_size(QuantisedRow::kPlacesAtOnce), aligned(1), may_alias));
+        QuantisedRow rows[OutlierColumn::kRows];
+        for (int64_t r = 0; r < OutlierColumn::kRows; r++) rows[r] = QuantisedRow::at(a.x, row + (r < count ? r : 0), a.inputs);
+        for (int64_t from = 0; from < QuantisedRow::count(a.inputs); from += QuantisedRow::kPlacesAtOnce) {
+            Places all = *reinterpret_cast<const Places*>(rows[0].places + from);
+            for (int64_t r = 1; r < count; r++) all &= *reinterpret_cast<const Places*>(rows[r].places + from);
+            for (int64_t i = 0; i < QuantisedRow::kPlacesAtOnce; i++)
+                if (all[i] != kNoOutlier) to = find_columns_of_group(rows, count, from + i, to);
+        }
+        return to;
+    }
+
+    static INLINE OutlierColumn* find_columns_of_group(const QuantisedRow (&rows)[OutlierColumn::kRows], int64_t count,
+                                                       int64_t group, OutlierColumn* to) {
+        uint32_t left = 0;
+        for (int64_t r = 0; r < count; r++) left |= uint32_t(rows[r].places[group] != kNoOutlier) << r;
+        for (; left; to++) {
+            const int place = rows[__builtin_ctz(left)].places[group];
+            const int64_t block = (group * kGroup + place) / Group * kFormat.block_bytes();
+            const auto [byte, upper] = kFormat.place(0, place % Group, false);
+            to->word = int32_t(block + byte / kLine * kLine);
+            to->scales = int32_t(block + kLines * kLine);
+            to->shift = int32_t(byte % 4 * 8 + (upper ? 4 : 0));
+#pragma GCC unroll 8
+            for (int r = 0; r < OutlierColumn::kRows; r++) {
+                const bool has_it = rows[r].places[group] == place;
+                to->values[r] = has_it ? rows[r].outliers[group] : 0.0f;
+                left &= ~(uint32_t(has_it) << r);
             }
         }
         return to;
@@ -280,43 +296,66 @@ constexpr int kTileRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
 // loads take as long as the products.
 constexpr int kPairRows = kWidth == 16 ? 6 : 0;
 
-template <int Bits, int Group, bool HasOffset>
-void quantised_span(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
-    typedef QuantisedBlock<Bits, Group, HasOffset> Block;
-    const int64_t count = span.last_row - span.first_row;
-    const bool in_pairs = kPairRows > 0 && count > kTileRows;
-    const int64_t most = in_pairs ? kPairRows : kTileRows, tiles = (count + most - 1) / most;
-    const auto first_of = [&](int64_t tile) { return span.first_row + count * tile / tiles; };
-    OutlierPlace* outliers[kMostRowsAnItem + 1] = {span.places};
-    for (int64_t tile = 0; tile < tiles; tile++)
-        outliers[tile + 1] = Block::find_outliers(a, first_of(tile), first_of(tile + 1), outliers[tile]);
+// How rows [first_row, last_row) are cut into tiles.
+struct QuantisedTiles {
+    int64_t first_row, rows;
+    bool in_pairs;
+    int64_t count;
+
+    QuantisedTiles(int64_t first, int64_t last) : first_row(first), rows(last - first) {
+        in_pairs = kPairRows > 0 && rows > kTileRows;
+        const int64_t most = in_pairs ? kPairRows : kTileRows;
+        count = (rows + most - 1) / most;
+    }
+    int64_t first_of(int64_t tile) const { return first_row + rows * tile / count; }
+    int64_t rows_of(int64_t tile) const { return first_of(tile + 1) - first_of(tile); }
+};
+
+template <typename Block>
+void quantised_span(Block, const QuantisedLinearArgs& a, const QuantisedSpan& span) {
+    const QuantisedTiles tiles(span.first_row, span.last_row);
+    const OutlierColumn* const* columns = span.columns;
     int64_t panel = span.first_panel;
     if constexpr (kPairRows > 0)
-        for (; in_pairs && panel + 1 < span.last_panel; panel += 2)
-            for (int64_t tile = 0; tile < tiles; tile++)
-                Block::template tile_of<kPairRows, 2>(first_of(tile + 1) - first_of(tile), a, outliers[tile],
-                                                      outliers[tile + 1], first_of(tile), panel);
+        for (; tiles.in_pairs && panel + 1 < span.last_panel; panel += 2)
+            for (int64_t tile = 0; tile < tiles.count; tile++)
+                Block::template tile_of<kPairRows, 2>(tiles.rows_of(tile), a, columns[tile], columns[tile + 1],
+                                                      tiles.first_of(tile), panel);
     for (; panel < span.last_panel; panel++)
-        for (int64_t tile = 0; tile < tiles; tile++)
-            Block::template tile_of<kTileRows, 1>(first_of(tile + 1) - first_of(tile), a, outliers[tile],
-                                                  outliers[tile + 1], first_of(tile), panel);
+        for (int64_t tile = 0; tile < tiles.count; tile++)
+            Block::template tile_of<kTileRows, 1>(tiles.rows_of(tile), a, columns[tile], columns[tile + 1],
+                                                  tiles.first_of(tile), panel);
 }
 
-template <int Bits, int Group>
-INLINE void quantised_span_of(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
-    if (a.has_offset)
-        quantised_span<Bits, Group, true>(a, span);
+// Calls use with the block of a's format.
+template <typename Use>
+INLINE void with_quantised_block(const QuantisedLinearArgs& a, Use use) {
+    if (a.bits == 4 && a.has_offset)
+        use(QuantisedBlock<4, 32, true>());
+    else if (a.bits == 4)
+        use(QuantisedBlock<4, 32, false>());
+    else if (a.group == 32 && a.has_offset)
+        use(QuantisedBlock<8, 32, true>());
+    else if (a.group == 32)
+        use(QuantisedBlock<8, 32, false>());
+    else if (a.has_offset)
+        use(QuantisedBlock<8, 16, true>());
     else
-        quantised_span<Bits, Group, false>(a, span);
+        use(QuantisedBlock<8, 16, false>());
 }
 
 void linear_quantised(const QuantisedLinearArgs& a, const QuantisedSpan& span) {
-    if (a.bits == 4)
-        quantised_span_of<4, 32>(a, span);
-    else if (a.group == 32)
-        quantised_span_of<8, 32>(a, span);
-    else
-        quantised_span_of<8, 16>(a, span);
+    with_quantised_block(a, [&](auto block) { quantised_span(block, a, span); });
+}
+
+// Of rows [first, last): writes the columns to ``to`` and where those of each tile begin to ``begins``.
+void find_outliers(const QuantisedLinearArgs& a, int64_t first, int64_t last, OutlierColumn* to, const OutlierColumn** begins) {
+    const QuantisedTiles tiles(first, last);
+    with_quantised_block(a, [&](auto block) {
+        begins[0] = to;
+        for (int64_t tile = 0; tile < tiles.count; tile++)
+            begins[tile + 1] = to = block.find_columns(a, tiles.first_of(tile), tiles.rows_of(tile), to);
+    });
 }
 
 }  // namespace

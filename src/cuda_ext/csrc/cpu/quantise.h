@@ -54,11 +54,17 @@ INLINE void set_sums(QuantisedGroup& of, float scaled_sum, int32_t first_sum, in
     of.sum_128 = 128 * sum;
 }
 
-// x: the group's vectors, zeros beyond the row's end. Returns the sum of the codes' squares.
-INLINE int32_t encode_group(const Vec (&x)[kGroupVecs], QuantisedGroup& of) {
+struct Encoded {
+    int32_t largest;  // its bits
+    int32_t squares;  // the sum of the codes'
+};
+
+// x: the group's vectors, zeros beyond the row's end.
+INLINE Encoded encode_group(const Vec (&x)[kGroupVecs], QuantisedGroup& of) {
     IntVec sizes = {};
     for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, size_bits(x[i]));
-    const CodeScale scale = code_scale(largest_of(sizes), kMostCode);
+    const int32_t largest = largest_of(sizes);
+    const CodeScale scale = code_scale(largest, kMostCode);
     IntVec halves[2] = {}, squares = {};
     for (int i = 0; i < kGroupVecs; i++) {
         const IntVec codes = to_codes(x[i], scale) << 24 >> 24;  // in bounds in a group that is not finite too
@@ -69,36 +75,36 @@ INLINE int32_t encode_group(const Vec (&x)[kGroupVecs], QuantisedGroup& of) {
     const int32_t first_sum = total_of(halves[0]), sum = first_sum + total_of(halves[1]);
     of.scale = scale.scale;
     set_sums(of, scale.scale * float(sum), first_sum, sum);
-    return total_of(squares);
+    return {largest, total_of(squares)};
 }
 
-// kWidth where there is none.
-INLINE int first_equal(IntVec v, int32_t to) {
+// Which of the group's 32 have these bits.
+INLINE uint32_t lanes_with(const Vec* x, int32_t size) {
+    uint32_t lanes = 0;
+    for (int i = 0; i < kGroupVecs; i++) {
+        const IntVec is_it = size_bits(x[i]) == size;
 #if defined(__AVX512F__)
-    return __builtin_ctz(_mm512_cmpeq_epi32_mask((__m512i)v, _mm512_set1_epi32(to)) | 1 << kWidth);
+        lanes |= uint32_t(_mm512_movepi32_mask((__m512i)is_it)) << i * kWidth;
 #elif defined(__AVX2__)
-    return __builtin_ctz(_mm256_movemask_ps((__m256)(v == to)) | 1 << kWidth);
+        lanes |= uint32_t(_mm256_movemask_ps((__m256)is_it)) << i * kWidth;
 #else
-    int i = 0;
-    while (i < kWidth && v[i] != to) i++;
-    return i;
+        for (int j = 0; j < kWidth; j++) lanes |= uint32_t(is_it[j] & 1) << (i * kWidth + j);
 #endif
+    }
+    return lanes;
 }
 
-// Puts a group's largest apart, the first of several, and encodes the others.
-INLINE void take_outlier(const Vec* x, const QuantisedRow& row, int64_t group) {
-    IntVec sizes = {};
-    for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, size_bits(x[i]));
-    const int32_t largest = largest_of(sizes);
-    int at = 0;
-    while (first_equal(size_bits(x[at / kWidth]), largest) == kWidth) at += kWidth;
-    at += first_equal(size_bits(x[at / kWidth]), largest);
-    float rest[kGroup];
-    __builtin_memcpy(rest, x, sizeof rest);
-    row.outliers[(*row.outlier_count)++] = {int32_t(group * kGroup + at), rest[at]};
-    rest[at] = 0.0f;
+// Puts a group's largest apart, the first of several, and encodes the others. x: as encode_group has it.
+INLINE void take_outlier(const Vec* x, int32_t largest, const QuantisedRow& row, int64_t group) {
+    const int place = __builtin_ctz(lanes_with(x, largest));
+    row.outliers[group] = reinterpret_cast<const float*>(x)[place];
+    row.places[group] = uint8_t(place);
     Vec others[kGroupVecs];
-    __builtin_memcpy(others, rest, sizeof rest);
+    for (int i = 0; i < kGroupVecs; i++) {
+        IntVec index;
+        for (int j = 0; j < kWidth; j++) index[j] = i * kWidth + j;
+        others[i] = (Vec)((IntVec)x[i] & (IntVec)(index != place));
+    }
     encode_group(others, row.groups[group]);
 }
 
@@ -127,13 +133,14 @@ INLINE Vector fold_each(const Vector (&v)[kTogether], Join join) {
     return (Vector)_mm512_shuffle_i64x2((__m512i)all, (__m512i)all, 0x08);
 }
 
-// As encode_group for each of them; returns of which ones the codes' squares add up to less than plain_squares.
-INLINE uint32_t encode_groups(const Vec (&x)[kTogetherVecs], QuantisedGroup* of, int32_t plain_squares) {
+// As encode_group for each of them, with their largest; returns whose squares add up to less than plain_squares.
+INLINE uint32_t encode_groups(const Vec (&x)[kTogetherVecs], QuantisedGroup* of, int32_t plain_squares, IntVec& largest_bits) {
     IntVec sizes[kTogether];
 #pragma GCC unroll 8
     for (int i = 0; i < kTogether; i++) sizes[i] = larger(size_bits(x[2 * i]), size_bits(x[2 * i + 1]));
     const auto most_of = [](IntVec a, IntVec b) { return larger(a, b); };
-    const __m512 largest = (__m512)fold_each(sizes, most_of), most = _mm512_set1_ps(kMostCode);
+    largest_bits = fold_each(sizes, most_of);
+    const __m512 largest = (__m512)largest_bits, most = _mm512_set1_ps(kMostCode);
     const __mmask16 is_some = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(1e-30f), _CMP_NLT_UQ);
     const Vec scales = (Vec)_mm512_maskz_div_ps(is_some, largest, most);
     float inverses[kWidth];
@@ -169,16 +176,17 @@ INLINE uint32_t encode_groups(const Vec (&x)[kTogetherVecs], QuantisedGroup* of,
 // vector only at the end of the row.
 template <typename Element>
 INLINE void quantise_row(int64_t inputs, const QuantisedRow& row, Element element, int32_t plain_squares = kPlainSquares) {
-    *row.outlier_count = 0;
+    __builtin_memset(row.places, kNoOutlier, QuantisedRow::place_count(inputs));
     int64_t group = 0;
 #if defined(__AVX512F__)
     for (; (group + kTogether) * kGroup <= inputs; group += kTogether) {
         Vec x[kTogetherVecs];
 #pragma GCC unroll 16
         for (int i = 0; i < kTogetherVecs; i++) x[i] = element(group * kGroup + i * kWidth, kWidth);
-        for (uint32_t left = encode_groups(x, row.groups + group, plain_squares); left; left &= left - 1) {
+        IntVec largest;
+        for (uint32_t left = encode_groups(x, row.groups + group, plain_squares, largest); left; left &= left - 1) {
             const int of = __builtin_ctz(left);
-            take_outlier(x + of * kGroupVecs, row, group + of);
+            take_outlier(x + of * kGroupVecs, largest[of], row, group + of);
         }
     }
 #endif
@@ -188,8 +196,8 @@ INLINE void quantise_row(int64_t inputs, const QuantisedRow& row, Element elemen
             const int64_t at = group * kGroup + i * kWidth, n = min_of(kWidth, inputs - at);
             x[i] = n > 0 ? element(at, n) : Vec{};
         }
-        const int32_t squares = encode_group(x, row.groups[group]);
-        if (squares > 0 && squares < plain_squares) take_outlier(x, row, group);
+        const auto [largest, squares] = encode_group(x, row.groups[group]);
+        if (squares > 0 && squares < plain_squares) take_outlier(x, largest, row, group);
     }
 }
 

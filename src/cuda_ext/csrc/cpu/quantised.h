@@ -49,28 +49,27 @@ struct QuantisedGroup {
     int32_t sum_8, sum_128;  // 8 and 128 · sum of codes: what W4 and W8 are off by
 };
 
-// An activation that is in no group's codes.
-struct Outlier {
-    int32_t input;
-    float value;
-};
+constexpr uint8_t kNoOutlier = 255;
 
-// A row: its groups, its outliers in the order of inputs, with room for one a group, and their number; padded to whole
-// cache lines.
+// A row: its groups; of each group the outlier, and its place in the group or kNoOutlier, up to a multiple of 16 of them;
+// padded to whole cache lines.
 struct QuantisedRow {
     QuantisedGroup* groups;
-    Outlier* outliers;
-    int32_t* outlier_count;
+    float* outliers;
+    uint8_t* places;
+
+    static constexpr int64_t kPlacesAtOnce = 16;
 
     static int64_t count(int64_t inputs) { return (inputs + kGroup - 1) / kGroup; }
+    static int64_t place_count(int64_t inputs) { return (count(inputs) + kPlacesAtOnce - 1) / kPlacesAtOnce * kPlacesAtOnce; }
     static int64_t bytes(int64_t inputs) {
-        const int64_t a_group = sizeof(QuantisedGroup) + sizeof(Outlier);
-        return (count(inputs) * a_group + int64_t(sizeof(int32_t)) + 63) / 64 * 64;
+        const int64_t groups = count(inputs) * int64_t(sizeof(QuantisedGroup) + sizeof(float));
+        return (groups + place_count(inputs) + 63) / 64 * 64;
     }
 
     static QuantisedRow at(void* rows, int64_t row, int64_t inputs) {
         auto* groups = reinterpret_cast<QuantisedGroup*>(static_cast<char*>(rows) + row * bytes(inputs));
-        auto* outliers = reinterpret_cast<Outlier*>(groups + count(inputs));
-        return {groups, outliers, reinterpret_cast<int32_t*>(outliers + count(inputs))};
+        auto* outliers = reinterpret_cast<float*>(groups + count(inputs));
+        return {groups, outliers, reinterpret_cast<uint8_t*>(outliers + count(inputs))};
     }
 };
