@@ -208,10 +208,10 @@ def quantise(x: Tensor, row_bytes: int, outliers: int = OUTLIERS) -> Tensor:
     integers = torch.stack([first_sums, 8 * sums, 128 * sums], dim=2).to(torch.int32)
     records = [codes.to(torch.int8), torch.stack([scales, scales * sums], dim=2), integers]
     laid = torch.cat([part.contiguous().view(torch.uint8) for part in records], dim=2).flatten(1)
-    outliers = groups.masked_fill(~at, 0.0).sum(2)
+    apart = groups.masked_fill(~at, 0.0).sum(2)
     places = torch.where(has_outlier, at.int().argmax(2), 255).to(torch.uint8)
     places = functional.pad(places, (0, -places.shape[1] % 16), value=255)
-    laid = torch.cat([laid, outliers.view(torch.uint8), places], dim=1)
+    laid = torch.cat([laid, apart.view(torch.uint8), places], dim=1)
     return functional.pad(laid, (0, row_bytes - laid.shape[1]))
 
 

@@ -19,9 +19,15 @@ MOST_POSITIONS: Final = 96
 _LONGEST_MATCH: Final = 16
 _LEAST_CHANCE: Final = 0.2
 """Of the first id after a match: a step's second row costs more than those after it."""
+_MOST_CHANCE: Final = 0.995
+"""However long guesses have all been right."""
 _PRIOR_TRIALS: Final = 4.0
 _MOST_TRIALS: Final = 64.0
 """Older ones count less: texts change."""
+
+_CROWD: Final = 3.0
+"""Times the free rows: where more sequences go on in a step, they share what a step costs anyway, and guesses gain too
+little to pay for the wrong ones."""
 
 _FREE_ROWS: Final = {"avx512_amx": 20.0, "avx512_bf16": 7.0, "avx512_vnni": 7.0, "avx512": 4.0, "avx2": 2.0}
 """Level of the CPU library → rows that take as long to compute as what a step costs whatever it has of them
@@ -54,6 +60,10 @@ class Drafter:
         lengths = np.arange(_LONGEST_MATCH + 1)
         self._hits = _PRIOR_TRIALS * lengths / (lengths + 1)
 
+    def may_gain(self, sampled: int) -> bool:
+        """Whether a step that brings so many tokens without guesses should have some."""
+        return sampled <= _CROWD * self._free_rows
+
     def worth(self, sampled: int, positions: int) -> float:
         """The probability from which on one more position gains more than it costs, in a step of so many positions
         that brings ``sampled`` tokens without guesses: a step takes ``free_rows`` + positions, and what that is a token
@@ -80,7 +90,7 @@ class Drafter:
 
     def _count(self, match: int, worth: float) -> int:
         """How many ids after a match of that length are likely enough: the n-th is right if all before it are."""
-        chance = self._hits[match] / self._trials[match]
+        chance = min(self._hits[match] / self._trials[match], _MOST_CHANCE)
         if chance < max(worth, _LEAST_CHANCE):
             return 0
         return int(np.log(worth) / np.log(chance))
@@ -89,15 +99,21 @@ class Drafter:
 def longest_match(tokens: Int32s) -> tuple[int, int]:
     """Of the places before the end where a sequence's last tokens stand already, the one that most of them match (at
     most 16), the last of several: how many match, and how far before the end that is. (0, 0) for none."""
-    end = len(tokens) - 1
-    places = np.flatnonzero(tokens[:end] == tokens[end])
-    if not len(places):
-        return 0, 0
-    match = 1
-    while match < _LONGEST_MATCH:
-        longer = places[places >= match]
-        longer = longer[tokens[longer - match] == tokens[end - match]]
-        if not len(longer):
-            break
-        places, match = longer, match + 1
-    return match, end - int(places[-1])
+    raw = tokens.tobytes()
+    match, longest, period = 0, min(_LONGEST_MATCH, len(tokens) - 1), 0
+    while match < longest:
+        length = (match + longest + 1) // 2
+        place = _last_place(raw, len(raw) - length * tokens.itemsize, tokens.itemsize)
+        if place < 0:
+            longest = length - 1
+        else:
+            match, period = length, len(tokens) - length - place
+    return match, period
+
+
+def _last_place(raw: bytes, end: int, size: int) -> int:
+    """Where in ``raw``, words of ``size`` bytes, all that follows ``end`` stands before, in words; -1: nowhere."""
+    wanted, limit = raw[end:], len(raw) - size
+    while (at := raw.rfind(wanted, 0, limit)) % size and at >= 0:
+        limit = at + len(wanted) - 1
+    return at // size

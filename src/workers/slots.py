@@ -173,6 +173,8 @@ class SlotTable:
         """Puts guesses behind the last tokens of the rows that may have some, as far as they are worth their while."""
         candidates = np.flatnonzero(rows.drafts).tolist()
         positions, sampled = int(rows.counts.sum()), int(rows.draws.sum())
+        if not drafter.may_gain(sampled):
+            return
         worth = drafter.worth(sampled, positions)
         room = MOST_POSITIONS - positions
         for left, row in zip(range(len(candidates), 0, -1), candidates, strict=True):

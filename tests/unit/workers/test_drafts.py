@@ -48,6 +48,12 @@ def test_the_longest_match_is_found_and_the_last_of_several(tokens: list[int]) -
     assert longest_match(array(tokens)) == plain_match(tokens)
 
 
+def test_a_match_begins_with_a_token() -> None:
+    """Not between two of them, where the bytes may be the same."""
+    assert longest_match(array([0, 1 << 16, 5, 1])) == (0, 0)
+    assert longest_match(array([1, 9, 1 << 24, 1 << 16, 5, 1])) == (1, 5)
+
+
 @given(TOKENS, st.integers(1, 20))
 def test_a_guess_repeats_what_followed_the_match(tokens: list[int], most: int) -> None:
     guess = Drafter(1e9).guess(array(tokens), most, 1e-9)
@@ -86,6 +92,21 @@ def test_wrong_guesses_become_fewer_and_right_ones_more() -> None:
     for _ in range(400):
         drafter.learn(first, len(first.ids))
     assert len(drafter.guess(tokens, 99, worth).ids) > len(first.ids)
+
+
+def test_whoever_was_never_wrong_may_be() -> None:
+    drafter, tokens = Drafter(20.0), array([7] * 60)
+    worth = drafter.worth(1, 1)
+    for _ in range(10_000):
+        drafter.learn(drafter.guess(tokens, 15, worth), 15)
+    assert len(drafter.guess(tokens, 15, worth).ids) == 15
+
+
+def test_a_crowd_guesses_nothing() -> None:
+    drafter = Drafter(free_rows("avx512_vnni"))
+    assert drafter.may_gain(16)
+    assert not drafter.may_gain(32)
+    assert Drafter(free_rows("avx512_amx")).may_gain(32)
 
 
 def test_a_level_whose_rows_all_cost_the_same_guesses_nothing() -> None:
