@@ -69,7 +69,7 @@ const NamedLevel* best_level() {
 
 const NamedLevel* chosen = best_level();
 
-constexpr int64_t kElementsAThread = 1 << 15;
+constexpr int64_t kElementsAThread = 1 << 12;
 
 int64_t rows_a_thread(int64_t elements_a_row) { return kElementsAThread / (elements_a_row + 1) + 1; }
 
