@@ -32,8 +32,10 @@ def randn(fresh: torch.Generator, *shape: int) -> Tensor:
 
 
 def activations(fresh: torch.Generator, rows: int, columns: int) -> Tensor:
-    """With outliers here and there, which lie apart."""
+    """With outliers, which lie apart: here and there, and in two columns of one group in every other row."""
     is_outlier = torch.rand(rows, columns, generator=fresh) < 0.005
+    for row in range(0, rows, 2):
+        is_outlier[row, min(row % 4 * 3, columns - 1)] = True
     return torch.where(is_outlier, 30.0, 1.0) * randn(fresh, rows, columns)
 
 

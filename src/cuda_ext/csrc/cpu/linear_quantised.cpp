@@ -9,8 +9,8 @@
 namespace {
 
 constexpr int64_t kProductsAnItem = 1 << 16;   // below, handing it out costs more than it saves
-constexpr int64_t kItemsOfBlocks = 4;          // the same where rows are cut too: blocks seldom go round evenly
-constexpr int64_t kItemsAThread = 2;           // so that a thread that is held up has less to do
+constexpr int64_t kItemsAThread = 1;           // more cost more than a thread that is held up
+constexpr int64_t kItemsOfBlocks = 4;          // of a thread, where rows are cut too: blocks seldom go round evenly
 
 // Of each block of rows: the columns with outliers, and where each tile's begin.
 struct Columns {
