@@ -295,6 +295,7 @@ constexpr int kTileRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
 // Of tiles of two panels, which load each word of activations once for both; 0 where registers are too few. With one panel
 // loads take as long as the products.
 constexpr int kPairRows = kWidth == 16 ? 6 : 0;
+static_assert(kTileRows <= OutlierColumn::kRows && kPairRows <= OutlierColumn::kRows, "a column holds a tile's rows");
 
 // How rows [first_row, last_row) are cut into tiles.
 struct QuantisedTiles {
