@@ -16,7 +16,7 @@ PANEL = 16
 """Outputs that lie side by side."""
 GROUP = 32
 """Activations under one scale."""
-GROUP_BYTES = GROUP + 20
+_GROUP_BYTES = GROUP + 20
 """Of a group of them (csrc/cpu/quantised.h)."""
 _OUTLIER_BYTES = 4
 _PLACES = 16
@@ -224,14 +224,14 @@ class QuantisedRows:
     @classmethod
     def empty(cls, rows: int, columns: int) -> "QuantisedRows":
         groups = -(-columns // GROUP)
-        row_bytes = -(-(groups * (GROUP_BYTES + _OUTLIER_BYTES) + -(-groups // _PLACES) * _PLACES) // 64) * 64
+        row_bytes = -(-(groups * (_GROUP_BYTES + _OUTLIER_BYTES) + -(-groups // _PLACES) * _PLACES) // 64) * 64
         return cls(torch.zeros(rows, row_bytes, dtype=torch.uint8), columns)
 
     def dequantise(self) -> Tensor:
         """float64 [rows, columns], for tests."""
         groups = -(-self.columns // GROUP)
-        apart, places = groups * GROUP_BYTES, groups * (GROUP_BYTES + _OUTLIER_BYTES)
-        records = self.storage[:, :apart].reshape(-1, groups, GROUP_BYTES)
+        apart, places = groups * _GROUP_BYTES, groups * (_GROUP_BYTES + _OUTLIER_BYTES)
+        records = self.storage[:, :apart].reshape(-1, groups, _GROUP_BYTES)
         scales = records[:, :, GROUP : GROUP + 4].contiguous().view(torch.float32)
         values = records[:, :, :GROUP].view(torch.int8).double() * scales
         outliers = self.storage[:, apart:places].contiguous().view(torch.float32).double()

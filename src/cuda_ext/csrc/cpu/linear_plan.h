@@ -26,8 +26,6 @@ struct OutlierColumn {
     float values[kRows];
 };
 
-constexpr int64_t kMostRowsAnItem = 64;  // of linear_quantised, whose codes stay in the second-level cache
-
 // The same for linear_quantised. columns: where those of each tile of the rows begin, and where the last one's end.
 struct QuantisedSpan {
     int64_t first_row, last_row, first_panel, last_panel;

@@ -8,8 +8,9 @@
 
 namespace {
 
+constexpr int64_t kMostRowsAnItem = 64;        // whose codes stay in the second-level cache
 constexpr int64_t kProductsAnItem = 1 << 16;   // below, handing it out costs more than it saves
-constexpr int64_t kItemsAThread = 1;           // more cost more than a thread that is held up
+constexpr int64_t kItemsAThread = 1;           // handing out more costs more than a thread that is held up
 constexpr int64_t kItemsOfBlocks = 4;          // of a thread, where rows are cut too: blocks seldom go round evenly
 
 // Of each block of rows: the columns with outliers, and where each tile's begin.
@@ -56,7 +57,7 @@ EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
     char* reserved = memory.reserve(carve(Carver(nullptr)).bytes);
     if (!reserved) return kNoMemory;
     const Columns columns = carve(Carver(reserved));
-    parallel_items(blocks, blocks > 1, [&](int64_t block, int) {
+    parallel_items(blocks, true, [&](int64_t block, int) {
         current_level().find_outliers(a, cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),
                                       columns.of_tiles + block * room, columns.begins + block * (most_rows + 1));
     });

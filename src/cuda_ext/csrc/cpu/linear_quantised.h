@@ -24,8 +24,6 @@ struct GroupOfRows {
     INLINE GroupOfRows next() const { return {group + sizeof(QuantisedGroup), row_bytes}; }
 };
 
-typedef uint8_t CodeVec __attribute__((vector_size(kWidth * 4)));
-
 INLINE IntVec load_line(const uint8_t* p) {
     IntVec v;
     __builtin_memcpy(&v, p, sizeof v);
@@ -50,8 +48,6 @@ INLINE IntVec widen_words(Bytes a) { return (IntVec)_mm256_madd_epi16(a, _mm256_
 
 // Unsigned weights against signed activations.
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
-constexpr bool kAnySize = false;
-
 // Weights from 0 to 15. Up to 8 calls of add for one group.
 struct SmallDot {
     Bytes sum = {};  // 16 bits a lane: 8 · 2 · 15 · 128 fits
@@ -69,8 +65,6 @@ struct WideDot {
     INLINE IntVec total() const { return low.total() + (high.total() << 4); }
 };
 #else
-constexpr bool kAnySize = true;
-
 // 32 bits a lane: weights of any size.
 struct WideDot {
     IntVec sum = {};

@@ -33,11 +33,11 @@ struct CodeScale {
     float scale, inverse;
 };
 
-// bits: those of the largest magnitude, which gets the code ``most``.
-INLINE CodeScale code_scale(int32_t bits, float most) {
+// bits: those of the largest magnitude, which gets the code kMostCode.
+INLINE CodeScale code_scale(int32_t bits) {
     float largest;
     __builtin_memcpy(&largest, &bits, sizeof largest);
-    return {largest < 1e-30f ? 0.0f : largest / most, largest < 1e-30f ? 0.0f : most / largest};
+    return {largest < 1e-30f ? 0.0f : largest / kMostCode, largest < 1e-30f ? 0.0f : kMostCode / largest};
 }
 
 constexpr float kToInteger = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer, which the lowest bits hold
@@ -64,7 +64,7 @@ INLINE Encoded encode_group(const Vec (&x)[kGroupVecs], QuantisedGroup& of) {
     IntVec sizes = {};
     for (int i = 0; i < kGroupVecs; i++) sizes = larger(sizes, size_bits(x[i]));
     const int32_t largest = largest_of(sizes);
-    const CodeScale scale = code_scale(largest, kMostCode);
+    const CodeScale scale = code_scale(largest);
     IntVec halves[2] = {}, squares = {};
     for (int i = 0; i < kGroupVecs; i++) {
         const IntVec codes = to_codes(x[i], scale) << 24 >> 24;  // in bounds in a group that is not finite too

@@ -30,8 +30,8 @@ INLINE void store_code_row(const float* row, int64_t dim, int8_t* to) {
         const float* group = row + begin;
         IntVec sizes = {};
         for_each_vec(count,
-                     [&](int64_t i, int64_t n) { sizes = larger(sizes, (IntVec)load_n(group + i, n) & 0x7fffffff); });
-        const CodeScale scale = code_scale(largest_of(sizes), 127.0f);
+                     [&](int64_t i, int64_t n) { sizes = larger(sizes, size_bits(load_n(group + i, n))); });
+        const CodeScale scale = code_scale(largest_of(sizes));
         for_each_vec(count, [&](int64_t i, int64_t n) {
             int8_t codes[kWidth];
             store_codes(codes, to_codes(load_n(group + i, n), scale));
