@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.cuda_ext import ops
+from shoal.cuda_ext import ops, reference
 from shoal.cuda_ext.binding import library
 from shoal.cuda_ext.ops import Activation, Activations
 from shoal.cuda_ext.packed_weight import PackedWeight
@@ -51,17 +51,32 @@ def quantise(x: Tensor) -> QuantisedRows:
     return out
 
 
-def rope_write_kv(*arguments: Tensor) -> None:
+def rope_write_kv(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, positions: Tensor, *caches: Tensor) -> None:
+    """caches: k_cache, v_cache, cache_slots; in rows, however the operator keeps them."""
+    k_cache, v_cache, slots = caches
+    kept = reference.in_pairs(k_cache, v_cache) if ops.keeps_pairs(k_cache) else (k_cache, v_cache)
     program = Program()
-    ops.rope_write_kv(program, *arguments)
+    ops.rope_write_kv(program, q, k, v, cos_sin, positions, *kept, slots)
     program.run()
+    if ops.keeps_pairs(k_cache):
+        for cache, written in zip((k_cache, v_cache), reference.in_rows(*kept), strict=True):
+            cache[...] = written
 
 
-def paged_attention(q: Tensor, *arguments: Any, **others: Any) -> Tensor:
+def paged_attention(q: Tensor, **others: Any) -> Tensor:
     program, out = Program(), torch.full(q.shape, torch.nan)
-    ops.paged_attention(program, out, q, *arguments, **others)
+    record_paged_attention(program, out, q, **others)
     program.run()
     return out
+
+
+def record_paged_attention(
+    program: Program, out: Tensor, q: Tensor, k_cache: Tensor, v_cache: Tensor, **others: Any
+) -> None:
+    """Caches in rows, however the operator keeps them."""
+    if ops.keeps_pairs(k_cache):
+        k_cache, v_cache = reference.in_pairs(k_cache, v_cache)
+    ops.paged_attention(program, out, q, k_cache, v_cache, **others)
 
 
 def take_rows(x: Tensor, indices: Tensor) -> Tensor:

@@ -119,6 +119,10 @@ class CpuLibrary:
         """Whether ``linear`` takes integer weights, so that activations stay floats."""
         return bool(self._functions.shoal_has_tiles())
 
+    def pairs_positions(self, dim: int, block_size: int) -> bool:
+        """Whether the operators keep a bfloat16 cache of such heads and blocks in pairs (``reference.in_pairs``)."""
+        return bool(self._functions.shoal_pairs_positions(ctypes.c_int64(dim), ctypes.c_int64(block_size)))
+
     def levels(self) -> dict[str, bool]:
         """Every compiled level, best first, and whether this processor has it."""
         found: dict[str, bool] = {}

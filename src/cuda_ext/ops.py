@@ -27,6 +27,7 @@ Activation = Literal["silu", "gelu_tanh"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _CACHE_DTYPES = {**_DTYPES, torch.int8: 2}
+_PAIRS = 3
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 
 
@@ -154,6 +155,18 @@ def _require_caches(k_cache: Tensor, v_cache: Tensor, dim: int) -> None:
     require(k_cache.is_contiguous() and v_cache.is_contiguous(), "a cache is not contiguous")
 
 
+def keeps_pairs(cache: Tensor) -> bool:
+    """Whether the operators keep this cache as ``reference.in_pairs`` lays it."""
+    compiled, (_, _, block_size, dim) = library(), cache.shape
+    if compiled is None or cache.dtype != torch.bfloat16:
+        return False
+    return compiled.pairs_positions(dim, block_size)
+
+
+def _cache_code(cache: Tensor) -> int:
+    return _PAIRS if keeps_pairs(cache) else _CACHE_DTYPES[cache.dtype]
+
+
 def rope_write_kv(
     program: Program,
     q: Tensor,
@@ -199,7 +212,7 @@ def rope_write_kv(
             *(q, k, v, cos_sin, positions, k_cache, v_cache, cache_slots),
             *(rows, heads, kv_heads, dim, rotary_dim, max_positions, blocks, block_size),
             *(*q_strides[:2], *k_strides[:2], *v_strides[:2]),
-            _CACHE_DTYPES[k_cache.dtype],
+            _cache_code(k_cache),
         ],
         twin,
     )
@@ -258,7 +271,7 @@ def paged_attention(
         [
             *(out, q, k_cache, v_cache, block_tables, query_starts, context_lens),
             *(rows, sequences, heads, kv_heads, dim, blocks, block_size, table_width, table_strides[0]),
-            *(*q_strides[:2], window, _CACHE_DTYPES[k_cache.dtype], scale, soft_cap),
+            *(*q_strides[:2], window, _cache_code(k_cache), scale, soft_cap),
         ],
         twin,
     )

@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 import eager
 import pytest
 import torch
+from integer_weights import FORMATS, random_groups
 from torch import Tensor
 
-from shoal.cuda_ext import reference
+from shoal.cuda_ext import ops, reference
+from shoal.cuda_ext.ops import Activations
+from shoal.cuda_ext.program import Program
+from shoal.cuda_ext.quantised import pack_quantised
 
 pytestmark = pytest.mark.usefixtures("level")
 
@@ -45,10 +49,10 @@ class Case:
         return fits and eager.attention_is_rounded()
 
     def as_it_is_rounded(self) -> "Case":
-        """The queries rounded as they are before pairs of bfloat16 are multiplied."""
-        per_unit = self.scale / self.soft_cap if self.soft_cap else self.scale * math.log2(math.e)
-        scaled = self.q * torch.tensor(per_unit, dtype=torch.float32)
-        return replace(self, q=scaled.bfloat16().double() / per_unit)
+        """The queries rounded as they are before pairs of bfloat16 are multiplied, with the same factor to the bit."""
+        scale, log2e = (torch.tensor(factor, dtype=torch.float32) for factor in (self.scale, math.log2(math.e)))
+        per_unit = torch.tensor(self.scale / self.soft_cap).float() if self.soft_cap else scale * log2e
+        return replace(self, q=(self.q * per_unit).bfloat16().double() / per_unit.double())
 
 
 def make_case(
@@ -262,6 +266,41 @@ def test_blocks_before_the_window_are_never_read(fresh: torch.Generator) -> None
     expected = case.run()
     case.block_tables[0, :11] = 10**6
     assert torch.equal(case.run(), expected)
+
+
+@pytest.mark.parametrize(("window", "block"), [(0, 16), (50, 16), (0, 48), (0, 20)])
+def test_products_before_it_change_nothing(fresh: torch.Generator, window: int, block: int) -> None:
+    """Those of many rows ask the memory for what attention reads, of which nothing may be where it is said to be."""
+    case = make_case(
+        fresh,
+        [*((1, context) for context in range(70, 90)), (3, 300), (1, 1)],
+        dim=64,
+        block=block,
+        cache_dtype=torch.bfloat16,
+        window=window,
+    )
+    eager.set_threads(2)
+    expected = case.run()
+    weight = pack_quantised(random_groups(fresh, FORMATS[0], 600, 320), 320)
+    x = torch.randn(len(case.q), 320, generator=fresh)
+    product = eager.linear(x, weight)
+
+    def run(**change: Tensor) -> tuple[Tensor, Tensor]:
+        changed = replace(case, **change)
+        program, out, mixed = Program(), torch.full(product.shape, math.nan), torch.full_like(case.q, math.nan)
+        rows = Activations(x, eager.quantise(x) if ops.reads_quantised(weight) else None)
+        ops.linear(program, out, rows, weight)
+        eager.record_paged_attention(program, mixed, **vars(changed))
+        ops.linear(program, out, rows, weight)
+        program.run()
+        return mixed, out
+
+    for got, wanted in zip(run(), (expected, product), strict=True):
+        assert torch.equal(got, wanted)
+    for name, wrong in (("block_tables", 2**31 - 1), ("context_lens", 10**6), ("context_lens", -(10**6))):
+        with pytest.raises(IndexError):
+            run(**{name: torch.full_like(getattr(case, name), wrong)})
+    assert torch.equal(run()[0], expected)
 
 
 def test_nothing_to_do(fresh: torch.Generator) -> None:

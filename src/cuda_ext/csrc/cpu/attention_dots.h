@@ -1,5 +1,5 @@
-// Paged attention with AVX-512's dot products of pairs in bfloat16 (VDPBF16PS), of a bfloat16 cache whose heads are whole vectors
-// of them. Included by paged_attention.h.
+// Paged attention with AVX-512's dot products of pairs in bfloat16 (VDPBF16PS), of a cache that holds such pairs: both are read as
+// they are multiplied. Included by paged_attention.h.
 //
 // What is multiplied is rounded to bfloat16 once, as in attention_tiles.h: queries, times scale · log2(e), and the softmax's
 // weights, which are powers of two of the scores. Totals are those of the rounded weights. A score is one chain over pairs of
@@ -11,7 +11,7 @@
 
 namespace {
 
-struct DotItem : SectionedItem<DotItem, bf16> {
+struct DotItem : SectionedItem<DotItem, Paired> {
     using SectionedItem::SectionedItem;
     static constexpr int kVecs = kTile / kWidth;
     static constexpr int64_t kNarrow = 2 * kWidth;  // bfloat16 of a vector
@@ -37,42 +37,20 @@ struct DotItem : SectionedItem<DotItem, bf16> {
         }
     }
 
-    // Of each 32 elements the sums lie as _mm512_unpacklo_epi16 and _mm512_unpackhi_epi16 leave them.
     INLINE void finish_row(const float* sums, float total, float* out) {
         const float share = 1.0f / total;
-        const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-        const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-        for (int64_t d = 0; d < a.dim; d += kNarrow) {
-            const __m512 low = (__m512)(load(sums + d) * share), high = (__m512)(load(sums + d + kWidth) * share);
-            store(out + d, (Vec)_mm512_permutex2var_ps(low, first, high));
-            store(out + d + kWidth, (Vec)_mm512_permutex2var_ps(low, second, high));
-        }
+        for (int64_t d = 0; d < a.dim; d += kWidth) store(out + d, load(sums + d) * share);
     }
 
-    // Pairs of elements by positions.
-    INLINE void turn_keys(const TileRows<bf16>& here, TilesAhead<bf16>& tiles) {
-        for (int64_t j = here.first / kWidth * kWidth; j < here.last; j += kWidth) {
-            tiles.go_on(kWidth * kKeysShare);
-            for (int64_t d = 0; d < a.dim; d += kNarrow) {
-                Vec v[kWidth];
-                load_pairs(here.keys + j, d, v);
-                for (int i = 0; i < kWidth; i++) store(scratch.columns + (d / 2 + i) * kTile + j, v[i]);
-            }
-        }
-    }
-
-    // Pairs of positions side by side.
-    INLINE void pair_values(const TileRows<bf16>& here, TilesAhead<bf16>& tiles) {
-        for (int64_t j = here.first / 2 * 2; j < here.last; j += 2) {
-            tiles.go_on(2 * kValuesShare);
-            float* row = scratch.values + j / 2 * stride;
-            scratch.value_rows[j / 2] = row;
-            for (int64_t d = 0; d < a.dim; d += kNarrow) {
-                const __m512i even = _mm512_loadu_si512(here.values[j] + d), odd = _mm512_loadu_si512(here.values[j + 1] + d);
-                _mm512_storeu_si512(row + d, _mm512_unpacklo_epi16(even, odd));
-                _mm512_storeu_si512(row + d + kWidth, _mm512_unpackhi_epi16(even, odd));
-            }
-        }
+    // Where each pair of values lies that some row sees. Behind the last position there may be anything: a copy is without it.
+    INLINE void find_values(const TileRows<Paired>& here) {
+        constexpr int64_t pairs = kPairedPositions / 2;  // of a group
+        for (int64_t pair = here.first / 2; pair * 2 < here.last; pair++)
+            scratch.value_rows[pair] = reinterpret_cast<const float*>(here.values[pair / pairs]) + pair % pairs * a.dim;
+        if (here.last % 2 == 0) return;
+        const float*& last = scratch.value_rows[here.last / 2];
+        for (int64_t d = 0; d < a.dim; d += kWidth) store(scratch.values + d, (Vec)((BitVec)load(last + d) & 0xffff));
+        last = scratch.values;
     }
 
     __attribute__((noinline)) void raise_peak(int64_t row, float peak) {
@@ -110,34 +88,32 @@ struct DotItem : SectionedItem<DotItem, bf16> {
         store(scratch.lanes + row * kWidth, (Vec)total);
     }
 
-    void tile(int64_t base, TilesAhead<bf16>& tiles) {
-        const TileRows<bf16>& here = tiles.take();
+    void tile(int64_t base, TilesAhead<Paired>& tiles) {
+        const TileRows<Paired>& here = tiles.take();
         const SeenRows seen = rows_that_see(base);
         if (seen.begin == seen.end) return;
-        turn_keys(here, tiles);
+        KeyGroups keys;
+        for (int64_t i = 0; i < kVecs; i++) keys.at[i] = reinterpret_cast<const float*>(here.keys[i]);
+        tiles.go_on((here.last - here.first) * kShares);
         const auto* queries = reinterpret_cast<const float*>(scratch.queries);
         for (int64_t row = seen.begin; row < seen.end; row += kRowsAtOnce)
-            score_rows_of<TwoNarrow, kRowsAtOnce>(min_of(kRowsAtOnce, seen.end - row), queries + row * a.dim / 2, scratch.columns,
+            score_rows_of<TwoNarrow, kRowsAtOnce>(min_of(kRowsAtOnce, seen.end - row), queries + row * a.dim / 2, keys,
                                                   a.dim / 2, seen.first, seen.last, scratch.scores + row * kTile);
-        const int64_t share = (seen.last - seen.first) * kWeightsShare / (seen.end - seen.begin);
         for (int64_t row = seen.begin; row < seen.end; row++) {
-            tiles.go_on(share);
             const int64_t first = first_seen(row, base), last = last_seen(row, base);
             if (first == 0 && last == kTile)
                 weigh<true>(row, first, last);
             else
                 weigh<false>(row, first, last);
         }
-        pair_values(here, tiles);
+        find_values(here);
         for (int64_t row = seen.begin; row < seen.end; row += kRowsAtOnce) {
             const int64_t count = min_of(kRowsAtOnce, seen.end - row);
             const int64_t first = first_seen(row, base) / 2, last = (last_seen(row + count - 1, base) + 1) / 2;
             value_rows_of<TwoNarrow, kRowsAtOnce>(count, scratch.scores + row * kTile, scratch.value_rows, first, last,
-                                                  scratch.sums + row * stride, stride, static_cast<TilesAhead<bf16>*>(nullptr));
+                                                  scratch.sums + row * stride, stride, static_cast<TilesAhead<Paired>*>(nullptr));
         }
     }
 };
-
-INLINE bool fits_dots(const AttentionArgs& a) { return a.cache_dtype == kBFloat16 && a.dim % DotItem::kNarrow == 0; }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace {
 constexpr int kRowsAtOnce = 6;
 constexpr int kVecsAtOnce = kWidth == 16 ? 4 : 2;  // 6 × 4 of 32 registers, or 6 × 2 of 16
 
-// --- keys: tile × dim → dim × tile ---
+// --- keys: positions × dim → dim × positions, by groups of kWidth positions ---
 
 template <typename Cache>
 INLINE void transpose_piece(const Cache* const* keys, int64_t dim, int64_t d, float* columns) {
@@ -19,21 +19,17 @@ INLINE void transpose_piece(const Cache* const* keys, int64_t dim, int64_t d, fl
     Vec v[kWidth];
     for (int i = 0; i < kWidth; i++) v[i] = load_cached(keys[i], dim, d, n);
     transpose(v);
-    for (int i = 0; i < n; i++) store(columns + (d + i) * kTile, v[i]);
+    for (int i = 0; i < n; i++) store(columns + (d + i) * kWidth, v[i]);
 }
 
 // Two bfloat16 at a time: they travel through the transposition as one 32-bit element.
-INLINE void load_pairs(const bf16* const* keys, int64_t d, Vec (&v)[kWidth]) {
-    for (int i = 0; i < kWidth; i++) __builtin_memcpy(&v[i], keys[i] + d, sizeof v[i]);
-    transpose(v);
-}
-
 INLINE void transpose_pairs(const bf16* const* keys, int64_t d, float* columns) {
     Vec v[kWidth];
-    load_pairs(keys, d, v);
+    for (int i = 0; i < kWidth; i++) __builtin_memcpy(&v[i], keys[i] + d, sizeof v[i]);
+    transpose(v);
     for (int i = 0; i < kWidth; i++) {
-        store(columns + (d + 2 * i) * kTile, (Vec)((BitVec)v[i] << 16));
-        store(columns + (d + 2 * i + 1) * kTile, (Vec)((BitVec)v[i] & 0xffff0000));
+        store(columns + (d + 2 * i) * kWidth, (Vec)((BitVec)v[i] << 16));
+        store(columns + (d + 2 * i + 1) * kWidth, (Vec)((BitVec)v[i] & 0xffff0000));
     }
 }
 
@@ -51,8 +47,9 @@ void transpose_keys(const Cache* const* keys, int64_t first, int64_t last, int64
                     TilesAhead<Cache>& ahead) {
     for (int64_t j = first / kWidth * kWidth; j < last; j += kWidth) {
         ahead.go_on(kWidth * kKeysShare);
-        for (int64_t d = transpose_paired(keys + j, dim, columns + j); d < dim; d += kWidth)
-            transpose_piece(keys + j, dim, d, columns + j);
+        float* group = columns + j * dim;
+        for (int64_t d = transpose_paired(keys + j, dim, group); d < dim; d += kWidth)
+            transpose_piece(keys + j, dim, d, group);
     }
 }
 
@@ -71,12 +68,17 @@ struct TwoNarrow {
 
 // --- scores[row][position] = q[row] · key[position]; rows of q have ``words`` words ---
 
+// Where each kWidth keys of a tile begin, each as ``words`` vectors.
+struct KeyGroups {
+    const float* at[kTile / kWidth];
+};
+
 template <typename Word, int Rows, int Vecs>
-INLINE void score_block(const float* q, const float* columns, int64_t words, float* scores) {
+INLINE void score_block(const float* q, const float* const* groups, int64_t words, float* scores) {
     Vec sums[Rows][Vecs] = {};
     for (int64_t d = 0; d < words; d++) {
         Vec key[Vecs];
-        for (int v = 0; v < Vecs; v++) key[v] = load(columns + d * kTile + v * kWidth);
+        for (int v = 0; v < Vecs; v++) key[v] = load(groups[v] + d * kWidth);
         for (int r = 0; r < Rows; r++) {
             const Vec element = (Vec)broadcast_word(q + r * words + d);
             for (int v = 0; v < Vecs; v++) sums[r][v] = Word::add(element, key[v], sums[r][v]);
@@ -87,11 +89,11 @@ INLINE void score_block(const float* q, const float* columns, int64_t words, flo
 }
 
 template <typename Word, int Rows>
-void score_rows(const float* q, const float* columns, int64_t words, int64_t first, int64_t last, float* scores) {
+void score_rows(const float* q, const KeyGroups& keys, int64_t words, int64_t first, int64_t last, float* scores) {
     int64_t j = first / kWidth * kWidth;
     for (; j + kVecsAtOnce * kWidth <= round_up(last, kWidth); j += kVecsAtOnce * kWidth)
-        score_block<Word, Rows, kVecsAtOnce>(q, columns + j, words, scores + j);
-    for (; j < last; j += kWidth) score_block<Word, Rows, 1>(q, columns + j, words, scores + j);
+        score_block<Word, Rows, kVecsAtOnce>(q, keys.at + j / kWidth, words, scores + j);
+    for (; j < last; j += kWidth) score_block<Word, Rows, 1>(q, keys.at + j / kWidth, words, scores + j);
 }
 
 // --- sums[row] += weights[row][position] · value[position], over positions, or pairs of them, [first, last) ---
@@ -133,11 +135,11 @@ void value_rows_of(int64_t rows, const float* weights, const Value* const* value
 }
 
 template <typename Word, int Rows>
-void score_rows_of(int64_t rows, const float* q, const float* columns, int64_t words, int64_t first, int64_t last,
+void score_rows_of(int64_t rows, const float* q, const KeyGroups& keys, int64_t words, int64_t first, int64_t last,
                    float* scores) {
     if constexpr (Rows > 1)
-        if (rows < Rows) return score_rows_of<Word, Rows - 1>(rows, q, columns, words, first, last, scores);
-    score_rows<Word, Rows>(q, columns, words, first, last, scores);
+        if (rows < Rows) return score_rows_of<Word, Rows - 1>(rows, q, keys, words, first, last, scores);
+    score_rows<Word, Rows>(q, keys, words, first, last, scores);
 }
 
 }  // namespace

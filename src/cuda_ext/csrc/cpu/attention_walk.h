@@ -16,9 +16,35 @@ constexpr int64_t kKeysShare = 3, kWeightsShare = 3, kValuesShare = 2, kShares =
 
 template <typename Cache>
 struct TileRows {
+    static constexpr int64_t kStep = 1;  // positions that are asked for at once
     const Cache* keys[kTile];
     const Cache* values[kTile];
     int64_t first, last;  // the positions that are seen; the other entries repeat the first one
+
+    INLINE void ask_for(int64_t position, int64_t dim) const {
+        ask_for_row(keys[position], dim);
+        ask_for_row(values[position], dim);
+    }
+
+    static INLINE void ask_for_row(const Cache* row, int64_t count) {
+        for (int64_t i = 0; i < count; i += kLine / int64_t(sizeof(Cache))) __builtin_prefetch(row + i, 0, 2);
+    }
+};
+
+// Of kBFloat16Pairs.
+struct Paired {};
+
+template <>
+struct TileRows<Paired> {
+    static constexpr int64_t kStep = kPairedPositions;
+    const bf16* keys[kTile / kStep] = {};  // where each 16 positions begin, of which some are seen
+    const bf16* values[kTile / kStep] = {};
+    int64_t first, last;  // the positions that are seen
+
+    INLINE void ask_for(int64_t position, int64_t dim) const {
+        TileRows<bf16>::ask_for_row(keys[position / kStep], kStep * dim);
+        TileRows<bf16>::ask_for_row(values[position / kStep], kStep * dim);
+    }
 };
 
 // The positions that a span sees: in tiles that begin at first_base() to last_base().
@@ -41,10 +67,26 @@ struct SpanView {
         return min_of(last_position() / kTile * kTile, span.last_section * kSection - kTile);
     }
 
+    // Of a tile.
+    INLINE int64_t first_of(int64_t base) const { return max_of(0, seen_from(first_position) - base); }
+    INLINE int64_t last_of(int64_t base) const { return min_of(kTile, last_position() + 1 - base); }
+
+    void find_rows(int64_t base, TileRows<Paired>& tile) const {
+        constexpr int64_t step = kPairedPositions;
+        const int32_t* table = a.block_tables + span.sequence * a.table_stride;
+        tile.first = first_of(base);
+        tile.last = last_of(base);
+        for (int64_t i = tile.first / step; i * step < tile.last; i++) {
+            const int64_t position = base + i * step, block = table[position / a.block_size];
+            const int64_t place = ((block * a.kv_heads + span.kv_head) * a.block_size + position % a.block_size) * a.dim;
+            tile.keys[i] = static_cast<const bf16*>(a.k_cache) + place;
+            tile.values[i] = static_cast<const bf16*>(a.v_cache) + place;
+        }
+    }
+
     template <typename Cache>
     void find_rows(int64_t base, TileRows<Cache>& tile) const {
-        const int64_t first = max_of(0, seen_from(first_position) - base);
-        const int64_t last = min_of(kTile, last_position() + 1 - base);
+        const int64_t first = first_of(base), last = last_of(base);
         const int32_t* table = a.block_tables + span.sequence * a.table_stride;
         const int64_t row = cache_row<Cache>(a.dim);
         int64_t index = (base + first) / a.block_size, offset = (base + first) % a.block_size;
@@ -91,19 +133,17 @@ class TilesAhead {
     INLINE void go_on(int64_t shares) {
         due_ += shares;
         owed_ -= shares;
-        while (due_ >= kShares && fetch_position()) due_ -= kShares;
+        while (due_ >= kStep * kShares && ask_for_step()) due_ -= kStep * kShares;
     }
 
   private:
     static constexpr uint64_t kHeld = 4;
+    static constexpr int64_t kStep = TileRows<Cache>::kStep;
 
-    INLINE bool fetch_position() {
-        if (position_ == tiles_[(found_ - 1) % kHeld].last && (found_ - taken_ == kHeld - 1 || !find())) return false;
-        const TileRows<Cache>& tile = tiles_[(found_ - 1) % kHeld];
-        constexpr int64_t step = kLine / int64_t(sizeof(Cache));
-        for (int64_t i = 0; i < a_.dim; i += step) __builtin_prefetch(tile.keys[position_] + i, 0, 2);
-        for (int64_t i = 0; i < a_.dim; i += step) __builtin_prefetch(tile.values[position_] + i, 0, 2);
-        position_++;
+    INLINE bool ask_for_step() {
+        if (position_ >= tiles_[(found_ - 1) % kHeld].last && (found_ - taken_ == kHeld - 1 || !find())) return false;
+        tiles_[(found_ - 1) % kHeld].ask_for(position_, a_.dim);
+        position_ += kStep;
         return true;
     }
 
@@ -111,7 +151,7 @@ class TilesAhead {
         if (base_ > last_base_) return false;
         TileRows<Cache>& tile = tiles_[found_++ % kHeld];
         SpanView{a_, *next_}.find_rows(base_, tile);
-        position_ = tile.first;
+        position_ = tile.first / kStep * kStep;
         base_ += kTile;
         if (base_ > last_base_) {
             next_++;

@@ -29,6 +29,7 @@ extern const Level SHOAL_LEVEL = {
     linear_quantised,
     quantise,
     kMostRows,
+    false,
     paged_attention,
     find_peak,
     weigh_logits,

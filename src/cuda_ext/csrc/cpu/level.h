@@ -29,6 +29,7 @@ struct Level {
     void (*linear_quantised)(const QuantisedLinearArgs&, const QuantisedSpan&);
     void (*quantise)(const QuantiseArgs&, int64_t begin, int64_t end);
     int64_t linear_rows;  // at most in a tile
+    bool attends_pairs;   // whether paged_attention takes kBFloat16Pairs
     // Some spans, one after the other. merges: puts their kept sections together
     void (*paged_attention)(const AttentionArgs&, const AttentionSpan*, int64_t count, const AttentionScratch&,
                             bool merges);

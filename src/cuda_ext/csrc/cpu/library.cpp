@@ -11,6 +11,7 @@
 #include "paged_attention_amx.h"
 #include "paged_attention_bf16.h"
 #include "parallel.h"
+#include "read_ahead.h"
 #include "tiles.h"
 
 namespace {
@@ -34,6 +35,7 @@ Level with_tiles(Level level) {
 
 Level with_narrow_dots(Level level) {
     level.paged_attention = paged_attention_bf16;
+    level.attends_pairs = true;
     return level;
 }
 #endif
@@ -98,6 +100,11 @@ EXPORT const char* shoal_level_name(int index) { return levels()[index].name; }
 // Whether linear takes integer weights at this level, whose activations then stay floats.
 EXPORT int shoal_has_tiles() { return current_level().linear_integers != nullptr; }
 
+// Whether a bfloat16 cache of such heads and blocks is one of kBFloat16Pairs.
+EXPORT int shoal_pairs_positions(int64_t dim, int64_t block_size) {
+    return current_level().attends_pairs && dim % 32 == 0 && dim <= kMostDim && block_size % kPairedPositions == 0;
+}
+
 EXPORT int shoal_level_supported(int index) { return levels()[index].supported; }
 
 // Whether the level exists and this processor has it; it is used from then on.
@@ -115,8 +122,11 @@ EXPORT void shoal_set_threads(int count, const int* cpus) { set_threads(count, c
 
 // Runs the calls in order. Returns 0, or where one fails its status + 256 · its index: those after it did not run.
 EXPORT int shoal_run(const Call* calls, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
+    ReadAhead ahead(calls, count);
+    for (int64_t i = 0; i < count; i++) {
+        ahead.before(i);
         if (const int status = calls[i].function(calls[i].args)) return status + int(i) * 256;
+    }
     return kOk;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "quantised.h"
+#include "read_ahead.h"
 
 // The rows of x, cut into tiles of about the same size: tile i is rows [first(i), first(i + 1)), and lies in
 // memory input by input, its rows side by side.
@@ -26,8 +27,9 @@ struct OutlierColumn {
     float values[kRows];
 };
 
-// The same for linear_quantised. columns: where those of each tile of the rows begin, and where the last one's end.
+// The same for linear_quantised. columns: where those of each tile of the rows begin, and where the last one's end. ahead: what to ask the memory for meanwhile.
 struct QuantisedSpan {
     int64_t first_row, last_row, first_panel, last_panel;
     const OutlierColumn* const* columns;
+    AskAhead* ahead;  // or null
 };

@@ -61,11 +61,11 @@ EXPORT int shoal_linear_quantised(const QuantisedLinearArgs* args) {
         current_level().find_outliers(a, cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),
                                       columns.of_tiles + block * room, columns.begins + block * (most_rows + 1));
     });
-    parallel_items(blocks * pieces, true, [&](int64_t item, int) {
+    parallel_items(blocks * pieces, true, [&](int64_t item, int thread) {
         const int64_t piece = item / blocks, block = item % blocks;
         current_level().linear_quantised(a, {cut(a.rows, block, blocks), cut(a.rows, block + 1, blocks),
                                              cut(panels, piece, pieces), cut(panels, piece + 1, pieces),
-                                             columns.begins + block * (most_rows + 1)});
+                                             columns.begins + block * (most_rows + 1), ReadAhead::of(a.rows, thread)});
     });
     return kOk;
 }

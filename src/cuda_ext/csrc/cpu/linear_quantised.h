@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kPanelVecs = int(kPanel) / kWidth;
 constexpr int64_t kFetchAhead = 4096;  // bytes of weights, of one panel at a time, asked of the memory before they are needed
+constexpr int64_t kGroupsAnAsk = 2;    // of two panels at a time
 
 // A group of activations of some rows that lie one after the other.
 struct GroupOfRows {
@@ -103,6 +104,16 @@ struct DotOf<4> {
 };
 
 // --- a tile: some rows against one panel ---
+
+// What one tile of rows asks the memory for of the weights of the next two panels, every kGroupsAnAsk groups.
+struct NextWeights {
+    const uint8_t* at;
+    int64_t lines;
+
+    INLINE void ask() {
+        for (int64_t i = 0; i < lines; i++, at += kLine) __builtin_prefetch(at);
+    }
+};
 
 template <int Bits, int Group, bool HasOffset>
 struct QuantisedBlock {
@@ -198,22 +209,27 @@ struct QuantisedBlock {
     // Of Sides panels from the panel-th on.
     template <int Rows, int Sides>
     static __attribute__((noinline)) void tile(const QuantisedLinearArgs& a, const OutlierColumn* column,
-                                               const OutlierColumn* columns_end, int64_t row, int64_t panel) {
+                                               const OutlierColumn* columns_end, int64_t row, int64_t panel,
+                                               NextWeights next, AskAhead* ask) {
         constexpr int64_t bytes = kFormat.block_bytes();
         const int64_t groups = QuantisedRow::count(a.inputs), apart = kFormat.panel_bytes(a.inputs);
-        const int64_t ahead = Sides > 1 ? Sides * apart : kFetchAhead;  // the same place of the next panels
         const uint8_t* const first = static_cast<const uint8_t*>(a.panels) + panel * apart;
         const uint8_t* block = first;
         GroupOfRows x{reinterpret_cast<const char*>(QuantisedRow::at(a.x, row, a.inputs).groups), QuantisedRow::bytes(a.inputs)};
         Vec sums[Sides][kPanelVecs][Rows] = {};
-        for (int64_t group = 0; group < groups; group++, x = x.next())
+        for (int64_t group = 0; group < groups;) {
+            const int64_t end = min_of(groups, group + kGroupsAnAsk);
+            if (ask) ask->ask();
+            if constexpr (Sides > 1) next.ask();
+            for (; group < end; group++, x = x.next())
 #pragma GCC unroll 2
-            for (int at = 0; at < kGroup; at += Group) {
-                for (int side = 0; side < Sides; side++)
-                    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + side * apart + ahead + i);
-                add_block<Rows, Sides>(block, apart, x, at, sums);
-                block += bytes;
-            }
+                for (int at = 0; at < kGroup; at += Group) {
+                    if constexpr (Sides == 1)
+                        for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kFetchAhead + i);
+                    add_block<Rows, Sides>(block, apart, x, at, sums);
+                    block += bytes;
+                }
+        }
         for (; column < columns_end; column++)
 #pragma GCC unroll 2
             for (int side = 0; side < Sides; side++)
@@ -242,10 +258,10 @@ struct QuantisedBlock {
     // The number of rows becomes a constant.
     template <int Rows, int Sides>
     static INLINE void tile_of(int64_t count, const QuantisedLinearArgs& a, const OutlierColumn* columns,
-                               const OutlierColumn* columns_end, int64_t row, int64_t panel) {
+                               const OutlierColumn* columns_end, int64_t row, int64_t panel, NextWeights next, AskAhead* ask) {
         if constexpr (Rows > 1)
-            if (count < Rows) return tile_of<Rows - 1, Sides>(count, a, columns, columns_end, row, panel);
-        tile<Rows, Sides>(a, columns, columns_end, row, panel);
+            if (count < Rows) return tile_of<Rows - 1, Sides>(count, a, columns, columns_end, row, panel, next, ask);
+        tile<Rows, Sides>(a, columns, columns_end, row, panel, next, ask);
     }
 
     // Of a tile of ``count`` rows, group by group; returns the end of what it wrote. A row has one column of a group at most,
@@ -306,6 +322,16 @@ struct QuantisedTiles {
     int64_t rows_of(int64_t tile) const { return first_of(tile + 1) - first_of(tile); }
 };
 
+// They come evenly, over all tiles: a core waits for so many lines at a time, and with them for the cache's.
+template <typename Block>
+INLINE NextWeights next_weights(Block, const QuantisedLinearArgs& a, int64_t panel, int64_t tile, int64_t tiles) {
+    const int64_t bytes = 2 * Block::kFormat.panel_bytes(a.inputs);
+    const int64_t asks = (QuantisedRow::count(a.inputs) + kGroupsAnAsk - 1) / kGroupsAnAsk;
+    const int64_t lines = (bytes + kLine * asks * tiles - 1) / (kLine * asks * tiles);
+    const auto* next = static_cast<const uint8_t*>(a.panels) + panel * (bytes / 2) + bytes;
+    return {next + tile * asks * lines * kLine, lines};
+}
+
 template <typename Block>
 void quantised_span(Block, const QuantisedLinearArgs& a, const QuantisedSpan& span) {
     const QuantisedTiles tiles(span.first_row, span.last_row);
@@ -313,13 +339,15 @@ void quantised_span(Block, const QuantisedLinearArgs& a, const QuantisedSpan& sp
     int64_t panel = span.first_panel;
     if constexpr (kPairRows > 0)
         for (; tiles.in_pairs && panel + 1 < span.last_panel; panel += 2)
-            for (int64_t tile = 0; tile < tiles.count; tile++)
+            for (int64_t tile = 0; tile < tiles.count; tile++) {
+                const NextWeights next = next_weights(Block(), a, panel, tile, tiles.count);
                 Block::template tile_of<kPairRows, 2>(tiles.rows_of(tile), a, columns[tile], columns[tile + 1],
-                                                      tiles.first_of(tile), panel);
+                                                      tiles.first_of(tile), panel, next, span.ahead);
+            }
     for (; panel < span.last_panel; panel++)
         for (int64_t tile = 0; tile < tiles.count; tile++)
             Block::template tile_of<kTileRows, 1>(tiles.rows_of(tile), a, columns[tile], columns[tile + 1],
-                                                  tiles.first_of(tile), panel);
+                                                  tiles.first_of(tile), panel, NextWeights{}, nullptr);
 }
 
 // Calls use with the block of a's format.

@@ -126,6 +126,7 @@ int attend_by_section(const AttentionArgs& a, const Work& work, int64_t scratch_
 extern "C" EXPORT int shoal_paged_attention(const AttentionArgs* args) {
     static Arena span_memory, scratch_memory;
     const AttentionArgs& a = *args;
+    if (a.cache_dtype == kBFloat16Pairs && !current_level().attends_pairs) return kOtherLayout;
     Work work;
     if (const int status = measure(a, work)) return status;
     Carver size(nullptr);

@@ -320,8 +320,10 @@ struct AttentionItem : SectionedItem<AttentionItem<Cache>, Cache> {
         };
 
         transpose_keys(here.keys, first, last, a.dim, scratch.columns, tiles);
+        KeyGroups keys;
+        for (int64_t i = 0; i < kTile / kWidth; i++) keys.at[i] = scratch.columns + i * kWidth * a.dim;
         for (int64_t row = begin; row < end; row += kRowsAtOnce)
-            score_rows_of<OneFloat, kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, scratch.columns,
+            score_rows_of<OneFloat, kRowsAtOnce>(min_of(kRowsAtOnce, end - row), scratch.q + row * a.dim, keys,
                                        a.dim, first, last, scratch.scores + row * kTile);
         weigh_rows();
         if constexpr (sizeof(Cache) > 1) {
@@ -359,7 +361,7 @@ void paged_attention(const AttentionArgs& a, const AttentionSpan* spans, int64_t
 #if defined(__AMX_BF16__)
     if (fits_tiles(a)) return attend<TileItem, bf16>(a, spans, count, scratch, merges);
 #elif defined(__AVX512BF16__)
-    if (fits_dots(a)) return attend<DotItem, bf16>(a, spans, count, scratch, merges);
+    if (a.cache_dtype == kBFloat16Pairs) return attend<DotItem, Paired>(a, spans, count, scratch, merges);
 #endif
     if (a.cache_dtype == kFloat32)
         attend<AttentionItem<float>, float>(a, spans, count, scratch, merges);

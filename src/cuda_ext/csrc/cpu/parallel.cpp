@@ -13,11 +13,14 @@ namespace {
 
 constexpr int64_t kLookOut_ns = 50'000;  // the operators of a step follow each other in less
 constexpr uint32_t kClosed = UINT32_MAX;
+constexpr uint32_t kFewItems = 31;
 
 typedef void (*Run)(const void*, int64_t, int);
 
-// The job of a generation. ``state`` is the generation and the next item to take, in one word, so that an item
-// can only be taken of the generation whose fields were read. It is closed while they are written.
+// The job of a generation. ``state`` is the generation and what is taken, in one word, so that an item
+// can only be taken of the generation whose fields were read. It is closed while they are written. What is taken: of few items
+// a bit for each, and a thread first takes those of its own part, which the last operator or one before may have left in its
+// caches; of more how many, in their order.
 struct Job {
     std::atomic<uint64_t> state{kClosed};
     std::atomic<Run> run{nullptr};
@@ -38,7 +41,7 @@ pthread_cond_t new_job = PTHREAD_COND_INITIALIZER;
 pthread_cond_t job_finished = PTHREAD_COND_INITIALIZER;
 
 uint32_t generation_of(uint64_t state) { return uint32_t(state >> 32); }
-uint64_t state_of(uint32_t generation, uint32_t item) { return uint64_t(generation) << 32 | item; }
+uint64_t state_of(uint32_t generation, uint32_t taken) { return uint64_t(generation) << 32 | taken; }
 
 void finish_item(uint32_t items) {
     if (job.finished.fetch_add(1) + 1 != items || !caller_sleeps.load()) return;
@@ -49,6 +52,15 @@ void finish_item(uint32_t items) {
 
 bool is_closed(uint64_t state) { return uint32_t(state) == kClosed; }
 
+// Of the items that are not taken the one for a thread; none is left: ``items``.
+uint32_t choose(uint32_t taken, uint32_t items, uint32_t thread, uint32_t threads) {
+    if (items > kFewItems) return taken;
+    const uint32_t left = ~taken & ((1u << items) - 1), end = uint32_t(cut(items, thread + 1, threads));
+    if (!left) return items;
+    const uint32_t own = left & ((1u << end) - (1u << cut(items, thread, threads)));
+    return own ? uint32_t(__builtin_ctz(own)) : 31 - uint32_t(__builtin_clz(left));
+}
+
 // Does items until none is left; returns the last generation that it saw open.
 uint32_t take_items(int thread) {
     for (;;) {
@@ -56,9 +68,12 @@ uint32_t take_items(int thread) {
         if (is_closed(state)) return generation_of(state) - 1;
         const Run run = job.run.load();
         const void* work = job.work.load();
-        const uint32_t items = job.items.load(), item = uint32_t(state);
-        if (thread >= job.threads.load() || item >= items) return generation_of(state);
-        if (!job.state.compare_exchange_weak(state, state + 1)) continue;
+        const uint32_t items = job.items.load();
+        const int threads = job.threads.load();
+        if (thread >= threads) return generation_of(state);
+        const uint32_t item = choose(uint32_t(state), items, uint32_t(thread), uint32_t(threads));
+        if (item >= items) return generation_of(state);
+        if (!job.state.compare_exchange_weak(state, state + (items > kFewItems ? 1 : 1u << item))) continue;
         run(work, item, thread);
         finish_item(items);
     }

@@ -41,43 +41,98 @@ INLINE void store_code_row(const float* row, int64_t dim, int8_t* to) {
     }
 }
 
-constexpr int64_t kMostDim = 1024;
-
-INLINE void write_heads(const float* k, const float* v, const float* cos_sin, const RopeWriteKvArgs& a, int8_t* k_to,
-                        int8_t* v_to) {
-    float row[kMostDim];
-    rotate_head(k, row, cos_sin, a.rotary_dim / 2);
-    copy_row(k + a.rotary_dim, row + a.rotary_dim, a.dim - a.rotary_dim);
-    store_code_row(row, a.dim, k_to);
-    store_code_row(v, a.dim, v_to);
+// Numbers of 16 bits, every second one from ``to`` on; count: a multiple of 32.
+INLINE void store_apart(bf16* to, const bf16* from, int64_t count) {
+#if defined(__AVX512BW__)
+    for (int64_t i = 0; i < count; i += kWidth) {
+        const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
+        _mm512_mask_storeu_epi16(to + 2 * i, 0x55555555, _mm512_cvtepu16_epi32(narrow));
+    }
+#else
+    for (int64_t i = 0; i < count; i++) to[2 * i] = from[i];
+#endif
 }
+
+// Of a slot and a KV head, among the positions of all blocks' heads.
+INLINE int64_t row_of(const RopeWriteKvArgs& a, int64_t slot, int64_t head) {
+    return (slot / a.block_size * a.kv_heads + head) * a.block_size + slot % a.block_size;
+}
+
+// A token's head on its way into the cache; row: of row_of.
+struct HeadToWrite {
+    const RopeWriteKvArgs& a;
+    const float *k, *v, *cos_sin;
+    int64_t row;
+
+    template <typename Out>
+    INLINE void rotate_key(Out* to) const {
+        rotate_head(k, to, cos_sin, a.rotary_dim / 2);
+        copy_row(k + a.rotary_dim, to + a.rotary_dim, a.dim - a.rotary_dim);
+    }
+};
 
 template <typename Cache>
-INLINE void write_heads(const float* k, const float* v, const float* cos_sin, const RopeWriteKvArgs& a, Cache* k_to,
-                        Cache* v_to) {
-    rotate_head(k, k_to, cos_sin, a.rotary_dim / 2);
-    copy_row(k + a.rotary_dim, k_to + a.rotary_dim, a.dim - a.rotary_dim);
-    copy_row(v, v_to, a.dim);
+struct HeadsOf {
+    static INLINE void write(const HeadToWrite& head) {
+        const int64_t place = head.row * cache_row<Cache>(head.a.dim);
+        head.rotate_key(static_cast<Cache*>(head.a.k_cache) + place);
+        copy_row(head.v, static_cast<Cache*>(head.a.v_cache) + place, head.a.dim);
+    }
+    static INLINE void expect(const RopeWriteKvArgs&, int64_t, int64_t) {}
+};
+
+template <>
+INLINE void HeadsOf<int8_t>::write(const HeadToWrite& head) {
+    const int64_t dim = head.a.dim, place = head.row * cache_row<int8_t>(dim);
+    float row[kMostDim];
+    head.rotate_key(row);
+    store_code_row(row, dim, static_cast<int8_t*>(head.a.k_cache) + place);
+    store_code_row(head.v, dim, static_cast<int8_t*>(head.a.v_cache) + place);
 }
+
+struct Pairs {};
+
+template <>
+struct HeadsOf<Pairs> {
+    static INLINE void write(const HeadToWrite& head) {
+        const int64_t dim = head.a.dim, at = head.row % kPairedPositions, group = (head.row - at) * dim;
+        bf16* keys = static_cast<bf16*>(head.a.k_cache) + group;
+        bf16* values = static_cast<bf16*>(head.a.v_cache) + group;
+        bf16 row[kMostDim];
+        head.rotate_key(row);
+        for (int64_t d = 0; d < dim; d += 2)
+            __builtin_memcpy(keys + d * kPairedPositions + 2 * at, row + d, 2 * sizeof(bf16));
+        copy_row(head.v, row, dim);
+        store_apart(values + at / 2 * 2 * dim + at % 2, row, dim);
+    }
+
+    // A key's pairs lie on lines of their own, for which single stores would wait one after the other.
+    static INLINE void expect(const RopeWriteKvArgs& a, int64_t slot, int64_t slot_before) {
+        if (slot / kPairedPositions == slot_before / kPairedPositions) return;
+        for (int64_t head = 0; head < a.kv_heads; head++) {
+            const int64_t row = row_of(a, slot, head), at = row % kPairedPositions, group = (row - at) * a.dim;
+            const bf16* keys = static_cast<const bf16*>(a.k_cache) + group;
+            const bf16* values = static_cast<const bf16*>(a.v_cache) + group + at / 2 * 2 * a.dim;
+            for (int64_t d = 0; d < a.dim; d += 2) __builtin_prefetch(keys + d * kPairedPositions, 1);
+            for (int64_t d = 0; d < a.dim; d += 16) __builtin_prefetch(values + 2 * d, 1);
+        }
+    }
+};
 
 template <typename Cache>
 void rope_write_kv_tokens(const RopeWriteKvArgs& a, int64_t begin, int64_t end) {
     const int64_t half = a.rotary_dim / 2;
     for (int64_t token = begin; token < end; token++) {
+        if (token + 1 < end) HeadsOf<Cache>::expect(a, a.cache_slots[token + 1], a.cache_slots[token]);
         const float* cos_sin = a.cos_sin + int64_t(a.positions[token]) * a.rotary_dim;
         float* q = a.q + token * a.q_token_stride;
         for (int64_t head = 0; head < a.heads; head++)
             rotate_head(q + head * a.q_head_stride, q + head * a.q_head_stride, cos_sin, half);
-
-        const int64_t block = a.cache_slots[token] / a.block_size, offset = a.cache_slots[token] % a.block_size;
         const float* k = a.k + token * a.k_token_stride;
         const float* v = a.v + token * a.v_token_stride;
-        for (int64_t head = 0; head < a.kv_heads; head++) {
-            const int64_t row = (block * a.kv_heads + head) * a.block_size + offset;
-            const int64_t place = row * cache_row<Cache>(a.dim);
-            write_heads(k + head * a.k_head_stride, v + head * a.v_head_stride, cos_sin, a,
-                        static_cast<Cache*>(a.k_cache) + place, static_cast<Cache*>(a.v_cache) + place);
-        }
+        for (int64_t head = 0; head < a.kv_heads; head++)
+            HeadsOf<Cache>::write({a, k + head * a.k_head_stride, v + head * a.v_head_stride, cos_sin,
+                                   row_of(a, a.cache_slots[token], head)});
     }
 }
 
@@ -86,6 +141,8 @@ void rope_write_kv(const RopeWriteKvArgs& a, int64_t begin, int64_t end) {
         rope_write_kv_tokens<float>(a, begin, end);
     else if (a.cache_dtype == kBFloat16)
         rope_write_kv_tokens<bf16>(a, begin, end);
+    else if (a.cache_dtype == kBFloat16Pairs)
+        rope_write_kv_tokens<Pairs>(a, begin, end);
     else
         rope_write_kv_tokens<int8_t>(a, begin, end);
 }

@@ -9,7 +9,11 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+// kBFloat16Pairs: a cache's only, where shoal_pairs_positions says so. Of a KV head each 16 positions of a block lie together: keys
+// as pairs of elements, [dim / 2, 16, 2], values as pairs of positions, [8, dim, 2].
+enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kBFloat16Pairs = 3 };
+constexpr int64_t kPairedPositions = 16;
+constexpr int64_t kMostDim = 1024;  // of a head
 enum Activation : int64_t { kSilu = 0, kGeluTanh = 1 };
 enum Status : int {
     kOk = 0,
