@@ -5,7 +5,8 @@
 One rank without a server, given plans as the scheduler sends them: one token a row, and with --guesses as many wrong
 ones behind it, whose price that shows; medians over the steps. "Kernels"
 is the time inside the library's calls, the rest Python's. An operator's part comes from calling the recorded operators
-one by one, so the parts add up to a little more than the kernels' time. With --prompt a step computes that many tokens
+one by one, so the parts add up to a little more than the kernels' time; products then do not ask the memory for what
+attention reads next, which it waits for. With --prompt a step computes that many tokens
 of a prompt a row instead, always the same ones.
 """
 

@@ -94,12 +94,14 @@ struct DotItem : SectionedItem<DotItem, Paired> {
         if (seen.begin == seen.end) return;
         KeyGroups keys;
         for (int64_t i = 0; i < kVecs; i++) keys.at[i] = reinterpret_cast<const float*>(here.keys[i]);
-        tiles.go_on((here.last - here.first) * kShares);
         const auto* queries = reinterpret_cast<const float*>(scratch.queries);
+        tiles.go_on((here.last - here.first) * kKeysShare);
         for (int64_t row = seen.begin; row < seen.end; row += kRowsAtOnce)
             score_rows_of<TwoNarrow, kRowsAtOnce>(min_of(kRowsAtOnce, seen.end - row), queries + row * a.dim / 2, keys,
                                                   a.dim / 2, seen.first, seen.last, scratch.scores + row * kTile);
+        const int64_t share = (here.last - here.first) * kWeightsShare / (seen.end - seen.begin);
         for (int64_t row = seen.begin; row < seen.end; row++) {
+            tiles.go_on(share);
             const int64_t first = first_seen(row, base), last = last_seen(row, base);
             if (first == 0 && last == kTile)
                 weigh<true>(row, first, last);
@@ -111,7 +113,7 @@ struct DotItem : SectionedItem<DotItem, Paired> {
             const int64_t count = min_of(kRowsAtOnce, seen.end - row);
             const int64_t first = first_seen(row, base) / 2, last = (last_seen(row + count - 1, base) + 1) / 2;
             value_rows_of<TwoNarrow, kRowsAtOnce>(count, scratch.scores + row * kTile, scratch.value_rows, first, last,
-                                                  scratch.sums + row * stride, stride, static_cast<TilesAhead<Paired>*>(nullptr));
+                                                  scratch.sums + row * stride, stride, row == seen.begin ? &tiles : nullptr);
         }
     }
 };

@@ -10,7 +10,7 @@ extern "C" int shoal_paged_attention(const AttentionArgs* args);
 namespace {
 
 constexpr int64_t kMostBytes = 12 << 20;  // of keys and values: the third-level cache has more, but not for these alone
-constexpr int64_t kMostLines = 8;         // of keys, at once
+constexpr int64_t kMostLines = 8;         // of keys, at once: where it takes more, products would wait as attention does
 
 struct Pieces {
     const int64_t *begin, *end;  // where each begins in the key cache, in bytes
@@ -94,6 +94,6 @@ void ReadAhead::start(const AttentionArgs& a, int64_t asks) {
         ask.last = mine.end;
         ask.piece = piece_bytes(a);
         const int64_t lines = (mine.end - mine.begin) * ask.piece / 64, at_once = lines * threads / asks + 1;
-        ask.lines = at_once < kMostLines ? at_once : kMostLines;
+        ask.lines = at_once > kMostLines ? 0 : at_once;
     }
 }
