@@ -84,23 +84,24 @@ def read(cached: Tensor, wide: torch.dtype) -> Tensor:
     return cached[..., :dim].to(wide) * scales.repeat_interleave(CACHE_GROUP, dim=-1)[..., :dim]
 
 
-PAIRED_POSITIONS = 16
+_PAIRED_POSITIONS = 16
+"""Of a head that lie together in a cache in pairs."""
 
 
 def in_pairs(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
     """Caches [blocks, kv heads, block size, dim] as kernels that multiply pairs keep them: of a head each 16
     positions lie together, keys as [dim / 2, 16, 2], values as [8, dim, 2]."""
-    groups = (*k_cache.shape[:2], -1, PAIRED_POSITIONS)
+    groups = (*k_cache.shape[:2], -1, _PAIRED_POSITIONS)
     keys = k_cache.reshape(*groups, k_cache.shape[3] // 2, 2).transpose(3, 4)
-    values = v_cache.reshape(*groups[:3], PAIRED_POSITIONS // 2, 2, v_cache.shape[3]).transpose(4, 5)
+    values = v_cache.reshape(*groups[:3], _PAIRED_POSITIONS // 2, 2, v_cache.shape[3]).transpose(4, 5)
     return keys.reshape(k_cache.shape), values.reshape(v_cache.shape)
 
 
 def in_rows(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
     """What ``in_pairs`` was given."""
     groups = (*k_cache.shape[:2], -1)
-    keys = k_cache.reshape(*groups, k_cache.shape[3] // 2, PAIRED_POSITIONS, 2).transpose(3, 4)
-    values = v_cache.reshape(*groups, PAIRED_POSITIONS // 2, v_cache.shape[3], 2).transpose(4, 5)
+    keys = k_cache.reshape(*groups, k_cache.shape[3] // 2, _PAIRED_POSITIONS, 2).transpose(3, 4)
+    values = v_cache.reshape(*groups, _PAIRED_POSITIONS // 2, v_cache.shape[3], 2).transpose(4, 5)
     return keys.reshape(k_cache.shape), values.reshape(v_cache.shape)
 
 

@@ -31,9 +31,6 @@ struct TileRows {
     }
 };
 
-// Of kBFloat16Pairs.
-struct Paired {};
-
 template <>
 struct TileRows<Paired> {
     static constexpr int64_t kStep = kPairedPositions;

@@ -37,7 +37,8 @@ int64_t* list_sequence(const AttentionArgs& a, int64_t sequence, int64_t* to, co
     const int64_t tokens = a.query_starts[sequence + 1] - a.query_starts[sequence], room = a.table_width * a.block_size;
     const int64_t end = a.context_lens[sequence] < room ? a.context_lens[sequence] : room, first = end - tokens + 1 - a.window;
     const int32_t* table = a.block_tables + sequence * a.table_stride;
-    for (int64_t at = a.window > 0 && first > 0 ? first / kPairedPositions * kPairedPositions : 0; at < end; at += kPairedPositions)
+    int64_t at = a.window > 0 && first > 0 ? first / kPairedPositions * kPairedPositions : 0;
+    for (; at < end && to < to_end; at += kPairedPositions)
         for (int64_t head = 0; head < a.kv_heads && to < to_end; head++) {
             const int64_t row = (table[at / a.block_size] * a.kv_heads + head) * a.block_size + at % a.block_size;
             *to++ = row * a.dim * int64_t(sizeof(uint16_t));

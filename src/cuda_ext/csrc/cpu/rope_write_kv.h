@@ -90,10 +90,8 @@ INLINE void HeadsOf<int8_t>::write(const HeadToWrite& head) {
     store_code_row(head.v, dim, static_cast<int8_t*>(head.a.v_cache) + place);
 }
 
-struct Pairs {};
-
 template <>
-struct HeadsOf<Pairs> {
+struct HeadsOf<Paired> {
     static INLINE void write(const HeadToWrite& head) {
         const int64_t dim = head.a.dim, at = head.row % kPairedPositions, group = (head.row - at) * dim;
         bf16* keys = static_cast<bf16*>(head.a.k_cache) + group;
@@ -142,7 +140,7 @@ void rope_write_kv(const RopeWriteKvArgs& a, int64_t begin, int64_t end) {
     else if (a.cache_dtype == kBFloat16)
         rope_write_kv_tokens<bf16>(a, begin, end);
     else if (a.cache_dtype == kBFloat16Pairs)
-        rope_write_kv_tokens<Pairs>(a, begin, end);
+        rope_write_kv_tokens<Paired>(a, begin, end);
     else
         rope_write_kv_tokens<int8_t>(a, begin, end);
 }

@@ -158,6 +158,8 @@ INLINE void store_codes(int8_t* p, IntVec codes) {
 #endif
 }
 
+struct Paired {};  // of a cache as kBFloat16Pairs, in the place of its elements' type
+
 constexpr int64_t kCacheGroup = 32;  // elements of an int8 cache under one scale
 
 // Elements from one row of a cache to the next: an int8 row's scales lie behind its codes.
