@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,6 +22,8 @@ from on_chip import library_path, need_emulation
 from safetensors.torch import load_file
 from server import API_SERVER, free_port, running_server, wait_ready
 from tokenizers import decoders, models, pre_tokenizers
+
+from shoal.cuda_ext.cuda_binding import CudaLibrary
 
 FLAGS = ("--dtype", "bfloat16", "--instance_num", "3", "--session_len", "64", "--max_prefill_token_num", "16")
 ON_DEVICE = ("--device", "cuda")
@@ -42,11 +45,15 @@ def emulation(**variables: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers whose tokens are bytes, with logits wide enough that few are near ties."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return write_llama(tmp_path_factory.mktemp("tiny"), heads=4, kv_heads=2, head_dim=16, ffn=96, context=64)
+
+
+def write_llama(folder: Path, *, heads: int, kv_heads: int, head_dim: int, ffn: int, context: int) -> Path:
     torch.manual_seed(11)
     config = transformers.LlamaConfig(
-        vocab_size=258, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=64, bos_token_id=256, eos_token_id=257,
+        vocab_size=258, hidden_size=heads * head_dim, intermediate_size=ffn, num_hidden_layers=2,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
+        max_position_embeddings=context, bos_token_id=256, eos_token_id=257,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
@@ -189,6 +196,51 @@ def test_all_that_a_request_may_ask_for(tiny: Path) -> None:
     expected, ours = (choices[3]["logprobs"]["token_logprobs"] for choices in found)
     assert ours[0] is expected[0] is None
     assert ours[1:7] == pytest.approx(expected[1:7], abs=0.15)
+
+
+@pytest.mark.parametrize("quantization", ["none", "w4"])
+def test_deterministic_answers_do_not_depend_on_company(tmp_path: Path, quantization: str) -> None:
+    """Nor on chunks, nor on what is cached: the same tokens and log-probabilities, to the last digit. A chip gets a
+    model and as many rows as would make it take other kernels, with other orders of summation, without the flag."""
+    is_chip = not CudaLibrary(library_path()).is_emulated
+    wide = {"heads": 16, "kv_heads": 4, "head_dim": 64, "ffn": 2816, "context": 1024}
+    small = {"heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 96, "context": 128}
+    folder = write_llama(tmp_path, **(wide if is_chip else small))
+    count, prompt, output, chunk = (48, 700, 64, 512) if is_chip else (4, 70, 8, 24)
+    chance = random.Random(5)
+    bodies = [
+        {
+            "model": folder.name, "prompt": "".join(chance.choices("abc def", k=chance.randint(1, prompt))),
+            "max_tokens": output, "temperature": 1, "seed": seed, "logprobs": 2,
+        }
+        for seed in range(count)
+    ]  # fmt: skip
+    flags = (
+        *(
+            "--deterministic",
+            "--quantization",
+            quantization,
+            "--dtype",
+            "bfloat16",
+            "--instance_num",
+            str(count - 1),
+            "--session_len",
+        ),
+        *(str(prompt + output + 2), "--max_prefill_token_num", str(chunk)),
+    )
+    with running_server(str(folder), *ON_DEVICE, *flags, env=on_device()) as server:
+
+        def choices(body: dict[str, Any]) -> Any:
+            status, answer = server.post("/v1/completions", body)
+            assert status == 200, answer
+            return answer["choices"]
+
+        lone = [choices(body) for body in bodies]
+        with ThreadPoolExecutor(count) as pool:
+            for _ in range(2):
+                chance.shuffle(order := list(range(count)))
+                together = list(pool.map(choices, [bodies[index] for index in order]))
+                assert together == [lone[index] for index in order]
 
 
 def test_vectors(tiny: Path) -> None:
