@@ -74,8 +74,10 @@ PICKS = {
     "rope_write_kv": "eight pairs of a head a thread",
     "gated_activation": "eight elements a thread",
     "embed": "eight elements a thread, one from quantised tables",
-    "linear": "mma.m16n8k16, blocks that walk panels of 16 outputs, up to 8 rows of plain weights and 16 of fp8; then "
-    "cuBLAS, of fp8 from 65 rows on; without it wgmma on sm_90a; deterministic and elsewhere mma, 256 × 64 a block",
+    "linear": (
+        "mma.m16n8k16, blocks that walk panels of 16 outputs: up to 8 rows of 2 million plain weights, 16 of fp8; else "
+        "cuBLAS, of fp8 from 65 rows on; without it wgmma on sm_90a; deterministic and elsewhere mma, 256 × 64 a block"
+    ),
     "linear_quantised": "as linear of fp8; codes to 16-bit floats in registers, scales on a group's sum",
     "pack_quantised": "a block a tile of 16 × 64",
     "dequantise": "a warp four tiles of 16 × 64",

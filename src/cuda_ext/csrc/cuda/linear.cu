@@ -1,4 +1,4 @@
-// The product with a plain matrix of bfloat16 or half precision: by cuBLAS, but for few rows.
+// The product with a plain matrix of bfloat16 or half precision: by cuBLAS, but for few rows of a small one.
 #include "library_product.h"
 #include "linear_matrix.h"
 
@@ -7,7 +7,7 @@ namespace {
 template <typename T>
 struct PlainWeight : MatrixWeight<T, uint16_t> {
     using typename MatrixWeight<T, uint16_t>::Tile;
-    static constexpr int kAhead = 1, kPanels = 2;
+    static constexpr int kAhead[2] = {2, 1}, kPanels = 2;
 
     __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
         UNROLL for (int step = 0; step < kSteps; step++)
@@ -15,8 +15,8 @@ struct PlainWeight : MatrixWeight<T, uint16_t> {
     }
 };
 
-// Up to so many rows the kernels here are no slower.
-constexpr int64_t kOwnRows = 8;
+// For up to so many rows and a matrix of up to so many weights the kernel here is no slower.
+constexpr int64_t kOwnRows = 8, kOwnWeights = 2 << 20;
 
 }  // namespace
 
@@ -24,7 +24,8 @@ extern "C" EXPORT int shoal_linear(const LinearArgs* a) {
     if (a->out_dtype != kFloat32 && a->out_dtype != a->dtype) return kNotSupported;
     if (a->weight_dtype == kFloat8) return start_linear_fp8(*a);
     if (a->weight_dtype != a->dtype || a->scales) return kNotSupported;
-    if (a->rows > kOwnRows && !a->is_deterministic && has_product_library()) {
+    const bool is_small = a->rows == 0 || (a->rows <= kOwnRows && a->outputs * a->inputs <= kOwnWeights);
+    if (!is_small && !a->is_deterministic && has_product_library()) {
         LibraryProduct product = product_of(*a);
         product.weight = a->weight, product.weight_stride = a->weight_stride;
         return multiply_by_library(product);

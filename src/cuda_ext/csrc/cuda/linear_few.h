@@ -8,11 +8,11 @@
 constexpr int kLeastSlots = 3;  // of chunks: two come while one is read
 constexpr unsigned kMostInCluster = 4;
 
-// Up to 8 rows, two sets of turns where registers suffice; up to 16, one, whose tiles come the earlier.
+// Up to 8 rows, two sets of turns where registers suffice; up to 16, one.
 template <typename Weight, int Tiles>
 constexpr int kMostSets = Tiles == 1 && Weight::kGroups <= 2 ? 2 : 1;
 template <typename Weight, int Tiles>
-constexpr int kInFlight = Tiles == 1 ? Weight::kAhead : 2 * Weight::kAhead - 1;
+constexpr int kInFlight = Weight::kAhead[Tiles - 1];
 
 // Elements of a chunk's row: a tile for each turn, and some so that rows begin in other banks.
 template <typename Weight>
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kMostSets<Weight, Tiles> * kTurns * kWarpSize,
     auto* sums_of_x = reinterpret_cast<float*>(memory + shape.sums_of_x) + warp * (kGroups * Tiles * kRowsOfTile) + 2 * t;
     auto* x = reinterpret_cast<T*>(memory + shape.x);
     const bool is_alone = blocks == 1, is_split = is_alone && shape.has_barriers;
-    if (is_split && threadIdx.x == 0) start_barrier(barrier, threads / kWarpSize);
+    if (is_split && threadIdx.x == 0) start_barrier(barrier, threads);
 
     int fetched_panel = begin + set, fetched_chunk = 0;
     const auto fetch = [&](unsigned char* slot) {
@@ -204,10 +204,7 @@ __global__ void __launch_bounds__(kMostSets<Weight, Tiles> * kTurns * kWarpSize,
             UNROLL for (int k = 0; k < 4; k++) sums[n][k] = 0.0f;
         }
         if (group > 0) add_up(group - 1);
-        if (is_split) {
-            __syncwarp();
-            if (lane == 0) arrive(barrier);
-        }
+        if (is_split) arrive(barrier);
         group++;
     }
     meet(group - 1);

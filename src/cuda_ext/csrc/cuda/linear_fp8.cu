@@ -19,7 +19,7 @@ __device__ __forceinline__ uint32_t widen_codes(uint32_t codes) {
 template <typename T>
 struct Fp8Weight : MatrixWeight<T, uint8_t> {
     using typename MatrixWeight<T, uint8_t>::Tile;
-    static constexpr int kAhead = 2, kPanels = 1;
+    static constexpr int kAhead[2] = {2, 3}, kPanels = 1;
 
     __device__ __forceinline__ void widen(const Tile& tile, uint32_t (&a)[kSteps][4]) const {
         UNROLL for (int step = 0; step < kSteps; step++)

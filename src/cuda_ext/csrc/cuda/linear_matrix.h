@@ -46,7 +46,7 @@ struct MatrixWeight {
                 uint8_t* to = slot + ((run * 2 + high) * kWarpSize + lane) * kRunBytes;
                 const bool is_there = output < int(outputs) && left > 0;
                 if (!is_there || (is_aligned && left >= kRun)) {
-                    copy_16_bytes(to, is_there ? row + first : weight, is_there);
+                    copy_16_bytes<true>(to, is_there ? row + first : weight, is_there);
                 } else {
                     uint32_t words[kWords] = {};
                     load_run(words, row + first, left);

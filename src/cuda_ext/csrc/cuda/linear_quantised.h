@@ -9,7 +9,8 @@ template <typename T, int Bits, int Group, bool HasOffset>
 struct QuantisedWeight {
     using Element = T;
     static constexpr WeightFormat kFormat{Bits, Group, HasOffset};
-    static constexpr int kRun = kFormat.run(), kAhead = Bits == 4 ? 3 : 2, kPanels = 1;
+    static constexpr int kRun = kFormat.run(), kPanels = 1;
+    static constexpr int kAhead[2] = {Bits == 4 ? 3 : 2, Bits == 4 ? 5 : 3};
     static constexpr int kScales = kFormat.groups(), kGroups = HasOffset ? kScales : 0;
     static constexpr int kSlotBytes = kFormat.tile_bytes();
 
@@ -51,7 +52,7 @@ struct QuantisedWeight {
         const int lane = int(threadIdx.x % kWarpSize);
         const uint8_t* from = panels + uint64_t(uint32_t(panel * tiles + tile)) * kFormat.tile_bytes();
         UNROLL for (int i = 0; i < kSlotBytes; i += 16 * kWarpSize)
-            if (i + lane * 16 < kSlotBytes) copy_16_bytes(slot + i + lane * 16, from + i + lane * 16, true);
+            if (i + lane * 16 < kSlotBytes) copy_16_bytes<true>(slot + i + lane * 16, from + i + lane * 16, true);
     }
 
     static __device__ __forceinline__ void take_scales(uint32_t (&to)[kScales], const uint8_t* from) {

@@ -7,7 +7,7 @@
 // A Weight says how a tile of 16 outputs is loaded and multiplied:
 //   Tile                          what a lane holds of one
 //   kRun                          inputs that a lane takes side by side (quantised.h)
-//   kAhead                        tiles of a warp in flight, for few rows
+//   kAhead                        tiles of a warp in flight, for up to 8 rows and for up to 16
 //   kPanels                       of 16 outputs that a warp does at once, for many rows
 //   kScales                       groups of inputs that are scaled each by itself, or 0
 //   kGroups                       those whose sums of x ``add`` needs: all or 0

@@ -89,12 +89,17 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], cons
 #endif
 }
 
-// 16 bytes of global memory to shared memory, or zeros; there once wait_for_copies and a barrier say so.
+// 16 bytes of global memory to shared memory, or zeros; there once wait_for_copies and a barrier say so. WithLine: L2 may
+// bring the 128 bytes around them too, which saves it work where another warp is about to ask for the rest.
+template <bool WithLine = false>
 __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, bool is_wanted) {
 #if defined(__CUDACC__)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
-                 "l"(from), "r"(is_wanted ? 16 : 0)
-                 : "memory");
+    const auto place = unsigned(__cvta_generic_to_shared(to));
+    const int count = is_wanted ? 16 : 0;
+    if constexpr (WithLine)
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(count) : "memory");
+    else
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(count) : "memory");
 #else
     emulation::copy_later({to, is_wanted ? from : nullptr});
 #endif
