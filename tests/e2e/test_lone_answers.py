@@ -20,8 +20,8 @@ REQUESTS = 200
 OPEN = 48
 SESSION_TOKENS = 256
 STEP_TOKENS = 64
-BLOCK_TOKENS = 16
-BLOCKS = 24
+BLOCK_TOKENS = 8
+BLOCKS = 48
 POSITION_BYTES = {"bfloat16": 2 * 30 * 3 * 64 * 2, "int8": 2 * 30 * 3 * (64 + 8)}
 """Of the default model: keys and values in 30 layers of 3 heads, 64 elements each; an int8 head has two scales."""
 WORDS = ["river", "stone", "lamp", "seven", "quiet", "engine", "paper", "north", "glass", "apple", "winter"]

@@ -45,14 +45,18 @@ class Case:
         return reference.paged_attention(**vars(doubled))
 
     def is_rounded(self) -> bool:
-        fits = self.k_cache.dtype == torch.bfloat16 and self.k_cache.shape[-1] % 32 == 0
+        fits = self.k_cache.dtype != torch.float32 and self.q.shape[-1] % 32 == 0
         return fits and eager.attention_is_rounded()
 
     def as_it_is_rounded(self) -> "Case":
-        """The queries rounded as they are before pairs of bfloat16 are multiplied, with the same factor to the bit."""
+        """The queries rounded as they are before pairs of bfloat16 are multiplied, with the same factor to the bit, and
+        what the codes of an int8 cache stand for."""
         scale, log2e = (torch.tensor(factor, dtype=torch.float32) for factor in (self.scale, math.log2(math.e)))
         per_unit = torch.tensor(self.scale / self.soft_cap).float() if self.soft_cap else scale * log2e
-        return replace(self, q=(self.q * per_unit).bfloat16().double() / per_unit.double())
+        caches = (reference.read(cache, torch.float32).bfloat16() for cache in (self.k_cache, self.v_cache))
+        k_cache, v_cache = (cache.double() for cache in caches)
+        q = (self.q * per_unit).bfloat16().double() / per_unit.double()
+        return replace(self, q=q, k_cache=k_cache, v_cache=v_cache)
 
 
 def make_case(
@@ -122,6 +126,19 @@ def test_mixed_chunks_and_decodes(
     case = make_case(fresh, MIXED, cache_dtype=cache_dtype, window=window, soft_cap=soft_cap)
     assert_true(case)
     torch.testing.assert_close(case.run().double(), case.truth(), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("dim", [32, 64, 72])
+def test_a_blocks_size_changes_no_bit(fresh: torch.Generator, cache_dtype: torch.dtype, dim: int) -> None:
+    """Blocks of 16 may be kept in pairs, those of 8 are not."""
+    case = make_case(fresh, MIXED, dim=dim, cache_dtype=cache_dtype, block=16)
+    halves = [
+        cache.unflatten(2, (2, 8)).transpose(1, 2).flatten(0, 1) for cache in (case.k_cache, case.v_cache)
+    ]
+    tables = torch.stack([2 * case.block_tables, 2 * case.block_tables + 1], dim=2).flatten(1)
+    halved = replace(case, k_cache=halves[0].contiguous(), v_cache=halves[1].contiguous(), block_tables=tables)
+    assert torch.equal(case.run(), halved.run())
 
 
 @pytest.mark.parametrize("dim", [16, 20, 40, 64, 72, 96, 128, 200, 256])

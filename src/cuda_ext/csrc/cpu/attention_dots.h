@@ -1,32 +1,47 @@
-// Paged attention with AVX-512's dot products of pairs in bfloat16 (VDPBF16PS), of a cache that holds such pairs: both are read as
-// they are multiplied. Included by paged_attention.h.
+// Paged attention with AVX-512's dot products of pairs in bfloat16 (VDPBF16PS), of heads that are whole vectors of them. A cache in
+// pairs is read as it is multiplied; rows of bfloat16, and of 8-bit codes, become pairs tile by tile, with the same results for the
+// same numbers. Included by paged_attention.h.
 //
-// What is multiplied is rounded to bfloat16 once, as in attention_tiles.h: queries, times scale · log2(e), and the softmax's
-// weights, which are powers of two of the scores. Totals are those of the rounded weights. A score is one chain over pairs of
+// What is multiplied is rounded to bfloat16 once, as in attention_tiles.h: queries, times scale · log2(e), the softmax's
+// weights, which are powers of two of the scores, and what codes stand for. Totals are those of the rounded weights. A score is one chain over pairs of
 // elements, a sum one chain over pairs of a section's positions; positions that a row does not see have weights of zero,
 // which change nothing. So a row's result depends on its own query and context only.
 #pragma once
+
+#include <type_traits>
 
 #include "attention_softmax.h"
 
 namespace {
 
-struct DotItem : SectionedItem<DotItem, Paired> {
-    using SectionedItem::SectionedItem;
+constexpr int64_t kNarrow = 2 * kWidth;  // bfloat16 of a vector
+
+INLINE __m512i narrow_both(Vec low, Vec high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
+
+// Elements [d, d + kNarrow) of a row.
+INLINE __m512i load_narrow(const bf16* row, int64_t, int64_t d) { return _mm512_loadu_si512(row + d); }
+INLINE __m512i load_narrow(const int8_t* row, int64_t dim, int64_t d) {
+    return narrow_both(load_cached(row, dim, d, kWidth), load_cached(row, dim, d + kWidth, kWidth));
+}
+
+template <typename Cache>
+struct DotItem : SectionedItem<DotItem<Cache>, Cache> {
+    using Base = SectionedItem<DotItem<Cache>, Cache>;
+    using Base::Base;
+    using Base::a, Base::rows, Base::scratch, Base::stride, Base::first_seen, Base::last_seen, Base::rows_that_see,
+        Base::scale_sums;
+    using typename Base::SeenRows;
     static constexpr int kVecs = kTile / kWidth;
-    static constexpr int64_t kNarrow = 2 * kWidth;  // bfloat16 of a vector
+    static constexpr bool kIsPaired = std::is_same_v<Cache, Paired>;
 
     static INLINE float power(float x) { return exp_one(x / kLog2E); }
 
     INLINE void start_row(int64_t row, const float* q) {
         const Vec scale = broadcast(a.soft_cap != 0 ? float(a.scale / a.soft_cap) : float(a.scale) * kLog2E);
         for (int64_t d = 0; d < a.dim; d += kNarrow)
-            store_pairs(scratch.queries + row * a.dim + d, load(q + d) * scale, load(q + d + kWidth) * scale);
+            _mm512_storeu_si512(scratch.queries + row * a.dim + d,
+                                narrow_both(load(q + d) * scale, load(q + d + kWidth) * scale));
         store(scratch.lanes + row * kWidth, Vec{});
-    }
-
-    static INLINE void store_pairs(void* to, Vec low, Vec high) {
-        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
     }
 
     // The lanes' totals become the row's.
@@ -42,8 +57,54 @@ struct DotItem : SectionedItem<DotItem, Paired> {
         for (int64_t d = 0; d < a.dim; d += kWidth) store(out + d, load(sums + d) * share);
     }
 
+    // Pairs of elements by positions.
+    INLINE KeyGroups find_keys(const TileRows<Cache>& here, TilesAhead<Cache>& tiles) {
+        KeyGroups keys;
+        if constexpr (kIsPaired) {
+            for (int64_t i = 0; i < kVecs; i++) keys.at[i] = reinterpret_cast<const float*>(here.keys[i]);
+            tiles.go_on((here.last - here.first) * kKeysShare);
+            return keys;
+        }
+        for (int64_t i = 0; i < kVecs; i++) keys.at[i] = scratch.columns + i * kWidth * (a.dim / 2);
+        for (int64_t i = here.first / kWidth; i * kWidth < here.last; i++) {
+            tiles.go_on(kWidth * kKeysShare);
+            for (int64_t d = 0; d < a.dim; d += kNarrow) {
+                Vec v[kWidth];
+                for (int k = 0; k < kWidth; k++) v[k] = (Vec)load_narrow(here.keys[i * kWidth + k], a.dim, d);
+                transpose(v);
+                float* to = scratch.columns + (i * (a.dim / 2) + d / 2) * kWidth;
+                for (int k = 0; k < kWidth; k++) store(to + k * kWidth, v[k]);
+            }
+        }
+        return keys;
+    }
+
+    INLINE void find_values(const TileRows<Cache>& here, TilesAhead<Cache>& tiles) {
+        if constexpr (kIsPaired)
+            point_at_values(here);
+        else
+            pair_values(here, tiles);
+    }
+
+    // Elements of two positions side by side. Positions that are not seen have the numbers of one that is.
+    INLINE void pair_values(const TileRows<Cache>& here, TilesAhead<Cache>& tiles) {
+        alignas(64) static constexpr uint16_t kOrder[kNarrow] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                                 8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+        const __m512i low = _mm512_load_si512(kOrder), high = _mm512_add_epi16(low, _mm512_set1_epi16(kWidth));
+        for (int64_t j = here.first / 2 * 2; j < here.last; j += 2) {
+            tiles.go_on(2 * kValuesShare);
+            float* row = scratch.values + j / 2 * a.dim;
+            scratch.value_rows[j / 2] = row;
+            for (int64_t d = 0; d < a.dim; d += kNarrow) {
+                const __m512i even = load_narrow(here.values[j], a.dim, d), odd = load_narrow(here.values[j + 1], a.dim, d);
+                _mm512_storeu_si512(row + d, _mm512_permutex2var_epi16(even, low, odd));
+                _mm512_storeu_si512(row + d + kWidth, _mm512_permutex2var_epi16(even, high, odd));
+            }
+        }
+    }
+
     // Where each pair of values lies that some row sees. Behind the last position there may be anything: a copy is without it.
-    INLINE void find_values(const TileRows<Paired>& here) {
+    INLINE void point_at_values(const TileRows<Paired>& here) {
         constexpr int64_t pairs = kPairedPositions / 2;  // of a group
         for (int64_t pair = here.first / 2; pair * 2 < here.last; pair++)
             scratch.value_rows[pair] = reinterpret_cast<const float*>(here.values[pair / pairs]) + pair % pairs * a.dim;
@@ -81,21 +142,19 @@ struct DotItem : SectionedItem<DotItem, Paired> {
         __m512 total = (__m512)load(scratch.lanes + row * kWidth);
         for (int i = 0; i < kVecs; i += 2) {
             const Vec low = weight_of(s[i] - peak, 0.0f), high = weight_of(s[i + 1] - peak, 0.0f);
-            const __m512bh weights = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-            total = _mm512_dpbf16_ps(total, ones, weights);
-            _mm512_storeu_si512(scores + i * kWidth / 2, (__m512i)weights);
+            const __m512i weights = narrow_both(low, high);
+            total = _mm512_dpbf16_ps(total, ones, (__m512bh)weights);
+            _mm512_storeu_si512(scores + i * kWidth / 2, weights);
         }
         store(scratch.lanes + row * kWidth, (Vec)total);
     }
 
-    void tile(int64_t base, TilesAhead<Paired>& tiles) {
-        const TileRows<Paired>& here = tiles.take();
+    void tile(int64_t base, TilesAhead<Cache>& tiles) {
+        const TileRows<Cache>& here = tiles.take();
         const SeenRows seen = rows_that_see(base);
         if (seen.begin == seen.end) return;
-        KeyGroups keys;
-        for (int64_t i = 0; i < kVecs; i++) keys.at[i] = reinterpret_cast<const float*>(here.keys[i]);
+        const KeyGroups keys = find_keys(here, tiles);
         const auto* queries = reinterpret_cast<const float*>(scratch.queries);
-        tiles.go_on((here.last - here.first) * kKeysShare);
         for (int64_t row = seen.begin; row < seen.end; row += kRowsAtOnce)
             score_rows_of<TwoNarrow, kRowsAtOnce>(min_of(kRowsAtOnce, seen.end - row), queries + row * a.dim / 2, keys,
                                                   a.dim / 2, seen.first, seen.last, scratch.scores + row * kTile);
@@ -108,12 +167,12 @@ struct DotItem : SectionedItem<DotItem, Paired> {
             else
                 weigh<false>(row, first, last);
         }
-        find_values(here);
+        find_values(here, tiles);
         for (int64_t row = seen.begin; row < seen.end; row += kRowsAtOnce) {
             const int64_t count = min_of(kRowsAtOnce, seen.end - row);
             const int64_t first = first_seen(row, base) / 2, last = (last_seen(row + count - 1, base) + 1) / 2;
             value_rows_of<TwoNarrow, kRowsAtOnce>(count, scratch.scores + row * kTile, scratch.value_rows, first, last,
-                                                  scratch.sums + row * stride, stride, row == seen.begin ? &tiles : nullptr);
+                                                  scratch.sums + row * stride, stride, kIsPaired && row == seen.begin ? &tiles : nullptr);
         }
     }
 };

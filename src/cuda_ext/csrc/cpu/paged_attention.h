@@ -339,7 +339,8 @@ struct AttentionItem : SectionedItem<AttentionItem<Cache>, Cache> {
 
 #if defined(__AMX_BF16__)
 #include "attention_tiles.h"
-#elif defined(__AVX512BF16__)
+#endif
+#if defined(__AVX512BF16__)
 #include "attention_dots.h"
 #endif
 
@@ -361,7 +362,13 @@ void paged_attention(const AttentionArgs& a, const AttentionSpan* spans, int64_t
 #if defined(__AMX_BF16__)
     if (fits_tiles(a)) return attend<TileItem, bf16>(a, spans, count, scratch, merges);
 #elif defined(__AVX512BF16__)
-    if (a.cache_dtype == kBFloat16Pairs) return attend<DotItem, Paired>(a, spans, count, scratch, merges);
+    if (a.cache_dtype == kBFloat16Pairs) return attend<DotItem<Paired>, Paired>(a, spans, count, scratch, merges);
+    if (a.cache_dtype == kBFloat16 && a.dim % kNarrow == 0)
+        return attend<DotItem<bf16>, bf16>(a, spans, count, scratch, merges);
+#endif
+#if defined(__AVX512BF16__)
+    if (a.cache_dtype == kInt8 && a.dim % kNarrow == 0)
+        return attend<DotItem<int8_t>, int8_t>(a, spans, count, scratch, merges);
 #endif
     if (a.cache_dtype == kFloat32)
         attend<AttentionItem<float>, float>(a, spans, count, scratch, merges);
