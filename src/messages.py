@@ -129,8 +129,7 @@ it any more, or the server is shutting down."""
 
 
 Fault = Literal["server", "worker", "request"]
-"""Why a request failed: a mistake of ours; a worker that died, so that the same request may well succeed when it is
-sent again; or that the request contradicts itself."""
+"""Why a request failed: a mistake of ours; workers died whenever they computed it; or it contradicts itself."""
 
 
 class Finished(Part, frozen=True):

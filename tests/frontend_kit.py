@@ -108,7 +108,7 @@ class ScriptedScheduler:
 
     def receive(self, message: FrontendMessage, scheduler_id: int) -> bool:
         """The switchboard's way to send."""
-        assert scheduler_id == 7
+        assert scheduler_id == self.switchboard.scheduler_id
         match message:
             case Submit():
                 self.submits.append(message)
@@ -142,7 +142,7 @@ class ScriptedScheduler:
             return
         if isinstance(answer, list):
             ids = answer[: submit.max_tokens]
-            asyncio.get_running_loop().call_soon(self._go_on, submit, ids, 0)
+            asyncio.get_running_loop().call_soon(self._go_on, submit, ids, len(unpack_ids(submit.generated)))
         elif answer is not None:
             message = _addressed(answer, submit.request_no)
             asyncio.get_running_loop().call_soon(self.switchboard.accept, message)

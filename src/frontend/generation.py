@@ -320,7 +320,7 @@ def _failure(news: Finished) -> RequestError:
             503, news.detail or "the server cancelled this request", code="cancelled", retry_after_s=1
         )
     if news.fault == "worker":
-        return RequestError(503, news.detail, code="worker_lost", retry_after_s=_RETRY_AFTER_S)
+        return RequestError(500, news.detail, code="worker_lost")
     status = 400 if news.fault == "request" else 500
     return RequestError(status, news.detail or "the model failed on this request", code="generation_failed")
 

@@ -13,7 +13,6 @@ from shoal.frontend.link import Link
 _MOST_AT_ONCE: Final = 64
 _BUSY: Final = 429
 _UNAVAILABLE: Final = 503
-_MOST_DEATHS: Final = 3
 
 
 class Answer(Struct, frozen=True):
@@ -40,13 +39,10 @@ class Caller:
         await self._link.stop()
 
     async def post(self, path: str, body: bytes, request_id: str, tenant: str) -> Answer:
-        """One call; waits for as long as the server is busy or comes back. A request whose worker died is tried again,
-        but not for ever: it may have been its own doing."""
-        deaths = 0
+        """One call; waits for as long as the server is busy or comes back."""
         while True:
             answer = await self._call(path, body, request_id, tenant)
-            deaths += answer.status == _UNAVAILABLE and b'"worker_lost"' in answer.body
-            if answer.status not in (_BUSY, _UNAVAILABLE) or deaths >= _MOST_DEATHS:
+            if answer.status not in (_BUSY, _UNAVAILABLE):
                 return answer
             await asyncio.sleep(float(answer.headers.get("retry-after", "1")))
 

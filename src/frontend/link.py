@@ -66,6 +66,7 @@ class Link:
         while True:
             if not self.switchboard.scheduler_id:
                 self._send(self._hello, 0)
+            self.switchboard.look_at_clock()
             await asyncio.sleep(_HELLO_EVERY_S)
 
     async def _watch(self) -> None:

@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import logging
+from array import array
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -45,6 +46,8 @@ GREETING_PATIENCE_S: Final = 1.0
 """For a scheduler to say whether it serves: so that a server that is up never looks down from one frontend."""
 _NEWS_PATIENCE_S: Final = 0.2
 """For the news that the ranks are ready."""
+RESTART_PATIENCE_S: Final = 60.0
+"""For a scheduler and ranks that have served before, and are being started again."""
 
 _ABORT_PATIENCE_S: Final = 5.0
 
@@ -58,8 +61,14 @@ class OpenSequence(Struct):
     mailbox: Mailbox
     index: int
     """The choice it is in its HTTP exchange."""
-    tokens: int = 0
-    """Generated tokens received so far: the position that the next run must have."""
+    submit: Submit
+    """As it was sent last, or will be."""
+    ids: "array[int]"
+    """Generated tokens received so far: as many as the position that the next run must have."""
+    carrier: int = 0
+    """Boot id of the scheduler that has it; 0: it waits for one."""
+    is_stopped: bool = False
+    """A stop string has ended it, and only its terminal event is still awaited."""
 
 
 class Switchboard:
@@ -80,41 +89,50 @@ class Switchboard:
         self._queries: dict[int, asyncio.Future[Answer | None]] = {}
         self._last_query_no = 0
         self._informed = asyncio.Event()
-        self._ready = asyncio.Event()
+        self._decided = asyncio.Event()
+        """Whether requests would be taken in, or refused for now: no use in waiting for either."""
+        self._lost_s: float | None = None
+        """Since when open sequences wait for a scheduler, on the loop's clock."""
         self._refusal = ""
 
     # --- what routes call ---
 
     def check_ready(self) -> Limits:
-        """The limits to check a request against. Raises RequestError 503 where none would be served now."""
-        if not self.scheduler_id:
-            raise _unavailable("the scheduler is not running; it is being started again", "scheduler_restarted")
+        """The limits to check a request against. Raises RequestError 503 where none would be taken in now; one that is
+        taken in while ranks are started again waits for them in the queue."""
         if self.draining:
             raise _unavailable("the server is shutting down", "draining")
         if self.asleep:
             raise _unavailable("the model sleeps; POST /wakeup", "sleeping")
-        if not self._ready.is_set() or self.limits is None:
+        if not self.scheduler_id:
+            raise _unavailable("the scheduler is not running; it is being started again", "scheduler_restarted")
+        if not self._decided.is_set() or self.limits is None:
             raise _unavailable("the model is being loaded", "not_ready")
         return self.limits
 
     async def wait_ready(self) -> Limits:
-        """``check_ready`` with a little patience for a scheduler that has just been started again, or ranks that are
-        ready at last: another frontend may know it, and has said so to whoever asks here next."""
-        if not self.scheduler_id:
-            await self.informed(GREETING_PATIENCE_S)
-        if not (self._ready.is_set() or self.draining or self.asleep):
+        """``check_ready`` with patience: much where what has served is being started again, little for news that
+        another frontend may have, and may have told whoever asks here next."""
+        if not self._decided.is_set():
+            patience_s = _NEWS_PATIENCE_S if self.scheduler_id else GREETING_PATIENCE_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ready.wait(), _NEWS_PATIENCE_S)
+                await asyncio.wait_for(
+                    self._decided.wait(), patience_s if self.limits is None else RESTART_PATIENCE_S
+                )
         return self.check_ready()
 
     def submit(self, template: Submit, mailbox: Mailbox, index: int) -> int:
         """Sends ``template`` under a new number, whose news go to ``mailbox``; returns the number, which is its group
-        too where it has none."""
+        too where it has none. Where the scheduler was lost meanwhile the next one gets it."""
         self._last_request_no += 1
         request_no = self._last_request_no
-        group = template.group or request_no
-        self._transmit(structs.replace(template, request_no=request_no, group=group))
-        self._open[request_no] = OpenSequence(mailbox, index)
+        submit = structs.replace(template, request_no=request_no, group=template.group or request_no)
+        sequence = OpenSequence(mailbox, index, submit, array("i"))
+        if self.scheduler_id and self._decided.is_set():
+            self._hand_over(sequence)
+        else:
+            self._note_loss()
+        self._open[request_no] = sequence
         return request_no
 
     def cancel(self, request_no: int, cause: str) -> None:
@@ -122,6 +140,7 @@ class Switchboard:
         if request_no not in self._open:
             return
         if cause == "stop_string":
+            self._open[request_no].is_stopped = True
             message = Cancel(request_no, "stop_string")
         else:
             del self._open[request_no]
@@ -168,52 +187,101 @@ class Switchboard:
                 self._end(request_no, message)
             case Welcome(boot_id=boot_id):
                 self._greet(boot_id)
-            case Availability(ready=ready, limits=limits, asleep=asleep):
-                self.limits, self.asleep = limits or self.limits, asleep
-                self._informed.set()
-                if ready:
-                    self._ready.set()
-                else:
-                    self._ready.clear()
+            case Availability(limits=limits, asleep=asleep):
+                self._note_availability(limits, asleep)
             case Draining():
                 self.draining = True
+                self._decided.set()
             case Stats(query_no=query_no) | Aborted(query_no=query_no) | Surveyed(query_no=query_no):
                 self._answer(query_no, message)
             case Refused(detail=detail):
                 self._note_refusal(detail)
 
     def lose_scheduler(self) -> None:
-        """Ends every open sequence in an error: the process that carried them is gone."""
+        """The process that carried the open sequences is gone. The next one goes on with them; where none is to come
+        they end in an error."""
         if not self.scheduler_id:
             return
         event(LOGGER, "scheduler lost", logging.WARNING, open=len(self._open))
-        self._end_all(
-            "scheduler_restarted", "the scheduler ended while it worked on this request; send it again"
-        )
+        if self.draining:
+            self.leave()
+            return
+        self._forget_scheduler()
+        for request_no in [number for number, sequence in self._open.items() if sequence.is_stopped]:
+            del self._open[request_no]
+        if self._open:
+            self._note_loss()
+
+    def look_at_clock(self) -> None:
+        """To be called now and then: ends what has waited for another scheduler for too long."""
+        if self._lost_s is not None and asyncio.get_running_loop().time() > self._lost_s + RESTART_PATIENCE_S:
+            self._end_all(
+                "scheduler_restarted", "the scheduler ended while it worked on this request; send it again"
+            )
 
     def leave(self) -> None:
         """This process is about to end: so do its open sequences."""
+        self._forget_scheduler()
+        self.draining = False
         self._end_all(
             "draining", "the server shut down before this answer was complete; send the request again"
         )
 
     # --- inside ---
 
-    def _end_all(self, code: str, detail: str) -> None:
+    def _forget_scheduler(self) -> None:
         self.scheduler_id = self.asleep = 0
-        self.draining = False
         self._informed.clear()
-        self._ready.clear()
+        self._decided.clear()
         for query_no in self._queries:
             self._answer(query_no, None)
+
+    def _note_loss(self) -> None:
+        if self._lost_s is None:
+            self._lost_s = asyncio.get_running_loop().time()
+
+    def _end_all(self, code: str, detail: str) -> None:
         for sequence in self._open.values():
             sequence.mailbox.put(sequence.index, Lost(code, detail))
         self._open.clear()
+        self._lost_s = None
+
+    def _note_availability(self, limits: Limits | None, asleep: int) -> None:
+        self.limits, self.asleep = limits or self.limits, asleep
+        self._informed.set()
+        if limits is None and not asleep:
+            self._decided.clear()
+            return
+        self._decided.set()
+        self._resume()
+
+    def _resume(self) -> None:
+        """Hands what no scheduler has to the one that is there."""
+        self._lost_s = None
+        waiting = [sequence for sequence in self._open.values() if sequence.carrier != self.scheduler_id]
+        for sequence in waiting:
+            if news := _outcome(sequence):
+                self._end(sequence.submit.request_no, news)
+                continue
+            if sequence.carrier:
+                attempt, generated = sequence.submit.attempt + 1, sequence.ids.tobytes()
+                sequence.submit = structs.replace(sequence.submit, attempt=attempt, generated=generated)
+                event(LOGGER, "resumed", id=sequence.submit.label, generated=len(sequence.ids), attempt=attempt)
+            try:
+                self._hand_over(sequence)
+            except RequestError as error:
+                self._open.pop(sequence.submit.request_no)
+                sequence.mailbox.put(sequence.index, Lost("overloaded", str(error)))
+
+    def _hand_over(self, sequence: OpenSequence) -> None:
+        if not self._send(sequence.submit, self.scheduler_id):
+            raise _unavailable("the scheduler does not answer", "overloaded")
+        sequence.carrier = self.scheduler_id
 
     def _greet(self, boot_id: int) -> None:
         if boot_id != self.scheduler_id:
             self.lose_scheduler()
-            self.scheduler_id = boot_id
+            self.scheduler_id, self.draining = boot_id, False
             event(LOGGER, "scheduler found", boot_id=boot_id)
 
     def _note_refusal(self, detail: str) -> None:
@@ -245,18 +313,18 @@ class Switchboard:
         if sequence is None:
             self.unmatched += 1
             return
-        if run.position > sequence.tokens:
+        if run.position > len(sequence.ids):
             event(LOGGER, "tokens missing", logging.ERROR, request_no=run.request_no, position=run.position)
             self.cancel(run.request_no, "lost")
             sequence.mailbox.put(
                 sequence.index, Lost("tokens_lost", "a part of the answer was lost on its way")
             )
             return
-        known = sequence.tokens - run.position
+        known = len(sequence.ids) - run.position
         if known >= len(run.ids):
             return
-        sequence.tokens = run.position + len(run.ids)
         fresh = _without_first(run, known) if known else run
+        sequence.ids.extend(fresh.ids)
         sequence.mailbox.put(sequence.index, fresh)
 
     def _end(self, request_no: int, news: Finished | Rejected) -> None:
@@ -290,11 +358,13 @@ class Switchboard:
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
 
-    def _transmit(self, message: FrontendMessage) -> None:
-        if not self.scheduler_id:
-            raise _unavailable("the scheduler is not running; it is being started again", "scheduler_restarted")
-        if not self._send(message, self.scheduler_id):
-            raise _unavailable("the scheduler does not answer", "overloaded")
+
+def _outcome(sequence: OpenSequence) -> Finished | None:
+    """How a sequence has ended whose scheduler was lost before it could say so; None: it goes on."""
+    submit, ids = sequence.submit, sequence.ids
+    if ids and ids[-1] in submit.stop_ids:
+        return Finished(submit.request_no, "stop", stop_id=ids[-1])
+    return Finished(submit.request_no, "length") if ids and len(ids) >= submit.max_tokens else None
 
 
 def _without_first(run: TokenRun, known: int) -> TokenRun:

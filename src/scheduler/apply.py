@@ -17,7 +17,7 @@ NOTHING_ALLOWED = (
     "thinking_token_budget) contradicts itself"
 )
 GRAMMAR_FAILED = "the grammar is too complex to be followed any further; please simplify it"
-CREW_LOST = "a worker process died while this request ran; please send it again"
+DEADLY = "a worker process died each time that this request was computed, at last alone; please change it"
 
 _UNDRAWN = {-2: NOTHING_ALLOWED, -3: GRAMMAR_FAILED}
 
@@ -70,12 +70,14 @@ def preempt(book: Book, pool: BlockPool, request: Request) -> None:
     book.unseat(request)
 
 
-def crew_lost(book: Book, pool: BlockPool) -> list[Event]:
-    """The ranks and all they held are gone: what ran ends, what waits goes on waiting."""
-    running = list(book.seated.values())
-    events: list[Event] = [
-        finish(book, pool, request, "failed", detail=CREW_LOST, fault="worker") for request in running
-    ]
+def crew_lost(book: Book, pool: BlockPool, culprit: Request | None) -> list[Event]:
+    """The ranks and all they held are gone: what ran waits, to be computed again, but for the ``culprit``."""
+    events: list[Event] = []
+    for request in list(book.seated.values()):
+        if request is culprit:
+            events.append(finish(book, pool, request, "failed", detail=DEADLY, fault="worker"))
+        else:
+            preempt(book, pool, request)
     book.forget_ranks()
     pool.reset(0)
     return events

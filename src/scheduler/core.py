@@ -17,6 +17,7 @@ from shoal.scheduler.plan import Step, plan
 from shoal.scheduler.prefix import PrefixIndex
 from shoal.scheduler.quota import Quota, Quotas
 from shoal.scheduler.request import Emitted, Event, Group, Request, State
+from shoal.scheduler.suspects import Suspects
 
 _UNMEASURED = Speed()
 SHUT_DOWN = "the server shut down before this answer was complete; send the request again"
@@ -59,6 +60,7 @@ class Core:
         index = PrefixIndex(rules.block_size, rules.prefix_key, enabled=rules.prefix_caching)
         self.pool = BlockPool(0, index)
         self.pipeline = Pipeline()
+        self._suspects = Suspects(self.book.waiting)
         self.stale_rows = 0
         self.gate = Gate(None, rules.max_queued_requests, rules.max_queued_tokens)
         self.serving = False
@@ -136,6 +138,7 @@ class Core:
         """The next step, if a crew is up, the pipeline has room and there is something to compute."""
         if not self.serving or not self.pipeline.has_room or not len(self.book):
             return None
+        self._suspects.review()
         return plan(self.book, self.pool, self.rules.token_budget, self._most_drafts)
 
     def dispatch(self, step: Step, now_ns: int) -> StepPlan:
@@ -173,10 +176,12 @@ class Core:
         return [finish(self.book, self.pool, request, "failed", detail=why) for request, why in waiting if why]
 
     def crew_lost(self) -> list[Event]:
-        """The crew is gone, or rests, with its memory and the plans in flight."""
+        """The crew is gone, or rests, with its memory and the plans in flight. What ran will be computed again; see
+        suspects.py for what does not go on."""
+        computed = [request for seat in self.pipeline.seats if (request := self.book.owner(*seat))]
         self.serving = False
         self.pipeline.restart(0)
-        return crew_lost(self.book, self.pool)
+        return crew_lost(self.book, self.pool, self._suspects.accuse(computed))
 
     def discrepancy(self) -> str:
         """What does not add up in the pool or the accounts; empty when all is well."""

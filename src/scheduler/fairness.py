@@ -8,7 +8,7 @@ those who have, so that idle time saves up no credit; a debt is kept until nobod
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 
 from shoal.scheduler.request import Request, State
@@ -55,21 +55,37 @@ class FairQueue:
         self._lines: dict[int, dict[str, list[Request]]] = {}
         """priority → tenant → in order of arrival; no line is empty."""
         self._length = 0
+        self._allowed: Container[Request] | None = None
+        self._held: dict[Request, None] = {}
 
     def __len__(self) -> int:
-        return self._length
+        return self._length + len(self._held)
 
     def __iter__(self) -> Iterator[Request]:
-        return (request for lines in self._lines.values() for line in lines.values() for request in line)
+        yield from (request for lines in self._lines.values() for line in lines.values() for request in line)
+        yield from self._held
+
+    def restrict(self, allowed: Container[Request] | None) -> None:
+        """From now on it is the turn of these alone; of all where None. The container may shrink meanwhile."""
+        requests = list(self)
+        self._lines, self._length, self._held, self._allowed = {}, 0, {}, allowed
+        for request in requests:
+            self.add(request)
 
     def add(self, request: Request) -> None:
         """To its place in its tenant's line."""
+        if self._allowed is not None and request not in self._allowed:
+            self._held[request] = None
+            return
         lines = self._lines.setdefault(request.priority, {})
         insort(lines.setdefault(request.tenant, []), request, key=_order)
         self._length += 1
 
     def remove(self, request: Request) -> None:
         """Out of its line."""
+        if request in self._held:
+            del self._held[request]
+            return
         lines = self._lines[request.priority]
         line = lines[request.tenant]
         del line[bisect_left(line, request.order, key=_order)]

@@ -207,9 +207,19 @@ class Loop:
             self._events += collected.events
 
     def _lose_crew(self, detail: str) -> None:
-        lost = self._core.crew_lost()
-        event(_LOG, "crew_lost", logging.ERROR, cause=detail, requests_failed=len(lost))
-        self._events += lost
+        running = len(self._core.book.seated)
+        failed = self._core.crew_lost()
+        resumed = running - len(failed)
+        self._stats.count("requests_resumed_total", resumed)
+        event(
+            _LOG,
+            "crew_lost",
+            logging.ERROR,
+            cause=detail,
+            requests_resumed=resumed,
+            requests_failed=len(failed),
+        )
+        self._events += failed
 
     def _account(self, happened: Event, now_ns: int) -> None:
         if isinstance(happened, Pooled):

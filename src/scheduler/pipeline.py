@@ -7,6 +7,7 @@ asked for means that scheduler and ranks disagree about who sits where: that cre
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shoal.messages import StepPlan, StepResult, TokenLogprob
@@ -30,10 +31,16 @@ class Flight:
     step_id: int
     drafts: dict[tuple[int, int], int]
     """(slot, epoch) of the rows that sample → how many drafts each may have."""
-    rows: int
+    seats: tuple[tuple[int, int], ...]
+    """(slot, epoch) of all rows."""
     tokens: int
     """Without drafts."""
     sent_ns: int
+
+    @property
+    def rows(self) -> int:
+        """How many sequences it computes something of."""
+        return len(self.seats)
 
 
 class Pipeline:
@@ -59,6 +66,11 @@ class Pipeline:
         """When the plan that is waited for longest was sent."""
         return self._flights[0].sent_ns if self._flights else None
 
+    @property
+    def seats(self) -> Iterable[tuple[int, int]]:
+        """(slot, epoch) of all rows in flight, each once."""
+        return dict.fromkeys(seat for flight in self._flights for seat in flight.seats)
+
     def restart(self, crew_epoch: int) -> None:
         """Another crew: what was in flight is lost."""
         self.crew_epoch = crew_epoch
@@ -68,7 +80,8 @@ class Pipeline:
         """Numbers a step, remembers it as outstanding and returns it as a message."""
         self.last_step_id += 1
         drafts = {(row.slot, row.epoch): row.drafts for row in step.rows if row.samples}
-        self._flights.append(Flight(self.last_step_id, drafts, len(step.rows), step.tokens, now_ns))
+        seats = tuple((row.slot, row.epoch) for row in step.rows)
+        self._flights.append(Flight(self.last_step_id, drafts, seats, step.tokens, now_ns))
         return message(step, self.crew_epoch, self.last_step_id)
 
     def collect(self, result: StepResult) -> tuple[Flight, list[Sampled]] | None:

@@ -80,6 +80,8 @@ class Request:
     """Prompt tokens found in the prefix index at the first seat; -1 before."""
     served_at: int = 0
     """The turn of its last row; see ``Book.serve``."""
+    deaths: int = 0
+    """Crews that died over it alone, one after the other; see suspects.py."""
     timing: Timing = field(default_factory=Timing)
 
     @property

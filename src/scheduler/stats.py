@@ -215,6 +215,7 @@ class Statistics:
             "prompt_tokens_total",
             "generation_tokens_total",
             "num_preemptions_total",
+            "requests_resumed_total",
             "steps_total",
             "step_rows_total",
             "spec_decode_num_draft_tokens_total",

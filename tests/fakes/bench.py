@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fakes.fake_rank import FakeRank, never, pooled_vector, prompt_logprob, reference
 
 from shoal.messages import Pooling, Rejected, Sampling, StepPlan, StepResult, Submit
-from shoal.scheduler.apply import CREW_LOST, NON_FINITE
+from shoal.scheduler.apply import DEADLY, NON_FINITE
 from shoal.scheduler.core import Core, Rules
 from shoal.scheduler.plan import Step
 from shoal.scheduler.request import Emitted, Ended, Event, Pooled, Request, Scored
@@ -73,7 +73,10 @@ class Bench:
         num_blocks: int,
         is_bad: Callable[[Sampling, int], bool] = never,
         most_drafts: int = 0,
+        is_deadly: Callable[[Sampling, int], bool] = never,
     ) -> None:
+        """is_bad: whether a sequence's logits are not finite once it has so many tokens; is_deadly: whether a rank dies
+        that computes it then."""
         self.core = Core(with_rules)
         self.clients: dict[int, Client] = {}
         self.now_ns = _START_NS
@@ -82,7 +85,12 @@ class Bench:
         self._num_blocks = num_blocks
         self._is_bad = is_bad
         self._most_drafts = most_drafts
-        self._sent: deque[StepPlan] = deque()
+        self._is_deadly = is_deadly
+        self.deaths = 0
+        """Of ranks, by a request."""
+        self.kills = 0
+        """Of ranks, by others."""
+        self._sent: deque[tuple[StepPlan, Step]] = deque()
         self._last_result: StepResult | None = None
         self._slot_epochs: dict[int, int] = {}
         self.crew_up()
@@ -174,15 +182,20 @@ class Bench:
             assert step.tokens + sum(row.drafts for row in step.rows) <= self.core.rules.token_budget
             self._see_seats(step)
             self.steps.append(step)
-            self._sent.append(self.core.dispatch(step, self.now_ns))
+            self._sent.append((self.core.dispatch(step, self.now_ns), step))
         self.check()
         return step
 
     def answer(self) -> bool:
-        """The rank computes its next plan and the result arrives."""
+        """The rank computes its next plan and the result arrives; or it dies of it, and another comes."""
         if not self._sent:
             return False
-        self._last_result = self._rank.step(self._sent.popleft())
+        plan, step = self._sent.popleft()
+        if any(self._is_deadly(row.request.sampling, row.request.generated) for row in step.rows):
+            self.deaths += 1
+            self._replace_crew()
+            return True
+        self._last_result = self._rank.step(plan)
         collected = self.core.collect(self._last_result)
         assert collected is not None
         self._take(collected.events)
@@ -198,7 +211,11 @@ class Bench:
         self.check()
 
     def crash(self) -> None:
-        """The ranks die with everything in flight; others come."""
+        """The ranks are killed with everything in flight; others come."""
+        self.kills += 1
+        self._replace_crew()
+
+    def _replace_crew(self) -> None:
         self._sent.clear()
         self._take(self.core.crew_lost())
         assert self.core.plan() is None
@@ -270,6 +287,9 @@ class Bench:
             else:
                 client.end = event
                 _judge(client, event, self.now_ns)
+                if event.detail == DEADLY:
+                    suspicious = self._is_deadly(event.request.sampling, event.request.generated)
+                    assert suspicious or self.kills >= 2, "it failed for what another one did"
 
     def _see_token(self, client: Client, event: Emitted) -> None:
         assert client.got is not None
@@ -309,4 +329,4 @@ def _judge(client: Client, ended: Ended, now_ns: int) -> None:
         case "deadline":
             assert 0 < client.deadline_ns <= now_ns
         case "failed":
-            assert ended.detail in (CREW_LOST, NON_FINITE)
+            assert ended.detail in (DEADLY, NON_FINITE)

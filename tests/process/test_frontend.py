@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import models
@@ -105,34 +106,37 @@ def test_a_client_that_stops_reading_hinders_nobody(server: Server) -> None:
     eventually(lambda: nothing_held(server), timeout_s=2)
 
 
-def test_streams_end_in_one_error_event_when_the_scheduler_dies(server: Server) -> None:
-    clients = [send(server, "/v1/completions", LONG | {"stream": True}) for _ in range(SLOTS)]
+@pytest.mark.parametrize("kind", ["scheduler", "rank"])
+def test_answers_go_on_when_a_process_dies(server: Server, kind: str) -> None:
+    """Those that stream, one that waits for a seat, and one that comes meanwhile."""
+    body = {"prompt": "one two three", "max_tokens": 50, "ignore_eos": True, "seed": 4, "temperature": 1}
+    status, whole = server.post("/v1/completions", body)
+    assert status == 200
+    clients = [send(server, "/v1/completions", body | {"stream": True}) for _ in range(SLOTS)]
     answers = [http.client.HTTPResponse(client) for client in clients]
+    first = []
     for answer in answers:
         answer.begin()
         assert answer.status == 200
-        assert answer.readline().startswith(b"data: {")
-    plain: list[tuple[int, Any]] = []
-    waiting = threading.Thread(target=lambda: plain.append(server.post("/v1/completions", LONG)))
-    waiting.start()
-    eventually(lambda: held(server)["num_requests_waiting"] == 1)
-    os.kill(server.children()["scheduler"][0], signal.SIGKILL)
-    died_s = time.monotonic()
-    for answer in answers:
-        events = answer.read().strip(b"\n").split(b"\n\n")
-        errors = [event for event in events if event.startswith(b'data: {"error"')]
-        assert errors == [events[-1]]
-        assert json.loads(events[-1][6:])["error"]["code"] == "scheduler_restarted"
-        assert b"[DONE]" not in events
-    waiting.join()
-    assert time.monotonic() - died_s < 2
-    assert plain[0][0] == 503
-    assert plain[0][1]["error"]["code"] == "scheduler_restarted"
+        first.append(answer.readline())
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(server.post, "/v1/completions", body)
+        eventually(lambda: held(server)["num_requests_waiting"] == 1)
+        (victim,) = server.children()[kind]
+        os.kill(victim, signal.SIGKILL)
+        late = pool.submit(server.post, "/v1/completions", body)
+        for line, answer in zip(first, answers, strict=True):
+            *events, done = (line + answer.read()).strip(b"\n").split(b"\n\n")
+            assert done == b"data: [DONE]"
+            choices = [json.loads(event[6:])["choices"][0] for event in events]
+            assert "".join(choice["text"] for choice in choices) == whole["choices"][0]["text"]
+            assert choices[-1]["finish_reason"] == "length"
+        for status, answer in (waiting.result(), late.result()):
+            assert status == 200
+            assert answer["choices"] == whole["choices"]
     for client in clients:
         client.close()
-    servers.wait_ready(server)
-    status, _ = server.post("/v1/completions", {"prompt": "a", "max_tokens": 2, "ignore_eos": True})
-    assert status == 200
+    assert victim not in server.children()[kind]
 
 
 def test_a_large_body_gets_its_answer(server: Server) -> None:

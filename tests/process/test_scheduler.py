@@ -138,20 +138,17 @@ def test_a_worker_dies_and_comes_back() -> None:
             client.submit(number, prompt(30), 50)
         client.wait_tokens(2)
         deployment.workers[0].kill()
-        died_s = time.monotonic()
-        client.wait_ended(1, 2, seconds=2)
-        assert time.monotonic() - died_s < 2
-        for number in (1, 2):
-            assert client.finished(number).reason == "failed"
-            assert "send it again" in client.finished(number).detail
         client.wait_ready(False)
-        assert 3 not in client.ends
+        client.submit(4, prompt(30), 5)
         deployment.workers[0].wait()
         deployment.start_worker()
-        client.wait_ended(3)
-        assert client.tokens[3] == client.expected(3)
+        client.wait_ended(1, 2, 3, 4)
+        for number in (1, 2, 3, 4):
+            assert client.finished(number).reason == "length"
+            assert client.tokens[number] == client.expected(number)
         assert client.ready
-        assert client.stats().counters["crews_lost_total"] == 1
+        counters = client.stats().counters
+        assert (counters["crews_lost_total"], counters["requests_resumed_total"]) == (1, 2)
 
 
 def test_one_of_two_ranks_dies_and_the_other_stays() -> None:
@@ -161,13 +158,14 @@ def test_one_of_two_ranks_dies_and_the_other_stays() -> None:
         client.wait_tokens(1)
         survivor = deployment.workers[0].pid
         deployment.workers[1].kill()
-        client.wait_ended(1, seconds=2)
+        client.wait_ready(False)
         deployment.workers[1].wait()
         phases = {status.rank: status.phase for status in client.stats().ranks}
         assert phases[1] == "absent"
         deployment.start_worker(1)
         client.submit(2, prompt(30), 10)
-        client.wait_ended(2)
+        client.wait_ended(1, 2)
+        assert client.tokens[1] == client.expected(1)
         assert client.tokens[2] == client.expected(2)
         status = client.stats().ranks
         assert [each.phase for each in status] == ["ready", "ready"]
@@ -217,13 +215,12 @@ def test_a_hung_worker_is_ended() -> None:
         client.wait_tokens(1)
         deployment.faults(hang_from_step=1)
         client.wait(lambda: client.stats().stalled_ms > 200)
-        client.wait_ended(1, seconds=2)
-        assert client.finished(1).reason == "failed"
         assert deployment.workers[0].wait(timeout=2) == -signal.SIGKILL
         deployment.faults()
         deployment.start_worker()
         client.submit(2, prompt(30), 5)
-        client.wait_ended(2)
+        client.wait_ended(1, 2)
+        assert client.tokens[1] == client.expected(1)
         assert client.tokens[2] == client.expected(2)
 
 
@@ -257,9 +254,12 @@ def test_results_out_of_order_cost_the_crew_but_no_answer_is_wrong() -> None:
         deployment.faults(late_step=4)
         client = running(deployment, slow=False)
         client.submit(1, prompt(20), 20)
-        client.wait_ended(1, seconds=3)
-        assert client.finished(1).reason == "failed"
-        assert client.tokens[1] == client.expected(1)[: len(client.tokens[1])]
+        client.wait_ready(False)
+        deployment.workers[0].wait()
+        deployment.faults()
+        deployment.start_worker()
+        client.wait_ended(1)
+        assert client.tokens[1] == client.expected(1)
         assert client.stats().counters["stale_results_total"] >= 1
 
 

@@ -91,11 +91,8 @@ def test_a_scheduler_that_hangs_is_ended_and_comes_back(model: str) -> None:
         before = complete(server)
         (hung,) = server.children()["scheduler"]
         os.kill(hung, signal.SIGSTOP)
-        status, text = complete(server)
-        assert (status, "scheduler ended" in text) == (503, True)
-        eventually(lambda: servers.is_ready(server.port))
+        assert complete(server) == before, "it should only have taken longer"
         assert not is_running(hung)
-        assert complete(server) == before
 
 
 def test_no_zombies_are_left(model: str) -> None:

@@ -24,6 +24,7 @@ from shoal.scheduler.quota import Quota, Quotas
 from shoal.scheduler.request import Request, Sampled
 
 BAD_SEED = 13
+DEADLY_SEED = 17
 SESSION_LEN = 40
 
 WORLDS = st.fixed_dictionaries(
@@ -54,7 +55,7 @@ SUBMITS = st.fixed_dictionaries(
         "length": st.integers(1, 17),
         "tail": st.integers(0, 3),
         "max_tokens": st.integers(1, 20),
-        "seed": st.sampled_from([1, 2, 3, 2**63, BAD_SEED]),
+        "seed": st.sampled_from([1, 2, 3, 2**63, BAD_SEED, DEADLY_SEED]),
         "priority": st.sampled_from([0, 0, 0, 1, -1]),
         "stop_ids": st.sampled_from([(), (), (3,), (1, 5)]),
         "deadline_ms": st.sampled_from([0, 0, 0, 1, 5, 20]),
@@ -93,6 +94,11 @@ def is_bad(sampling: Sampling, generated: int) -> bool:
     return sampling.seed == BAD_SEED and generated >= 2
 
 
+def is_deadly(sampling: Sampling, generated: int) -> bool:
+    """One seed's requests end a rank at their second token."""
+    return sampling.seed == DEADLY_SEED and generated >= 1
+
+
 def prompt_of(stem: int, length: int, tail: int) -> list[int]:
     """Prompts of one stem share a prefix up to their last tokens."""
     return [(stem + n * n) % 7 for n in range(length)] + [6] * tail
@@ -120,7 +126,7 @@ def run_schedule(schedule: Schedule) -> None:
     least = -(-SESSION_LEN // world["block_size"])
     world = dict(world)
     most_drafts = world.pop("most_drafts")
-    bench = Bench(rules(**world), least + spare_blocks, is_bad, most_drafts)
+    bench = Bench(rules(**world), least + spare_blocks, is_bad, most_drafts, is_deadly)
     acts: dict[str, Callable[[Any], object]] = {
         "submit": lambda batch: [submit(bench, values) for values in batch],
         "step": lambda times: step(bench, times),

@@ -1,14 +1,30 @@
 """What clients see when the scheduler refuses, fails, restarts or is silent, and when they go away themselves."""
 
 import asyncio
+import itertools
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from frontend_kit import Kit, events, limits
+from frontend_kit import EOS, Kit, events, limits
+from msgspec import structs
 
-from shoal.messages import Availability, Draining, Finished, Limits, Progress, Rejected, TokenRun, Welcome
+from shoal.messages import (
+    Availability,
+    Draining,
+    Finished,
+    Limits,
+    Progress,
+    Rejected,
+    Submit,
+    TokenRun,
+    Welcome,
+)
+from shoal.wire import pack_ids
+
+_BOOT_IDS = itertools.count(8)
 
 
 def _failed(reason: Any, detail: str = "") -> Progress:
@@ -71,15 +87,72 @@ def test_a_failure_in_a_stream_is_one_event_and_the_end() -> None:
     }  # fmt: skip
 
 
+def _lose(kit: Kit, told: tuple[int, ...], *then: Callable[[], None]) -> Callable[[Submit], None]:
+    """The scheduler tells these tokens and dies; then this happens, one after the other."""
+    board = kit.scheduler.switchboard
+
+    def answer(submit: Submit) -> None:
+        loop = asyncio.get_running_loop()
+        acts = [
+            lambda: board.accept(Progress(1, (TokenRun(submit.request_no, 0, told),))),
+            board.lose_scheduler,
+            *then,
+        ]
+        for number, act in enumerate(acts):
+            loop.call_later(0.01 * number, act)
+
+    return answer
+
+
+def _welcome(kit: Kit, answer: list[int]) -> list[Callable[[], None]]:
+    """Another scheduler, whose ranks are ready somewhat later."""
+    board = kit.scheduler.switchboard
+
+    def ready() -> None:
+        kit.scheduler.answer = lambda _: answer
+        board.accept(Availability(True, limits()))
+
+    boot_id = next(_BOOT_IDS)
+    return [lambda: board.accept(Welcome(boot_id, 1)), lambda: board.accept(Availability(False, None)), ready]
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_lost_scheduler_ends_what_it_carried(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.frontend.switchboard.GREETING_PATIENCE_S", 0.01)
+def test_the_next_scheduler_goes_on_with_what_was_open(stream: bool) -> None:
     kit = Kit()
+    ids = [*kit.ids("said before it died, and after"), EOS]
+    kit.scheduler.answer = _lose(kit, tuple(ids[:7]), *_welcome(kit, ids))
+    result = kit.complete(stream=stream, seed=5, max_tokens=40)
+    assert result.status_code == 200
+    choices = [each["choices"][0] for each in events(result)[:-1]] if stream else result.json["choices"]
+    assert "".join(choice["text"] for choice in choices) == "said before it died, and after"
+    assert choices[-1]["finish_reason"] == "stop"
+    first, second = kit.scheduler.submits
+    assert second == structs.replace(first, attempt=1, generated=pack_ids(ids[:7]))
+    assert kit.service.switchboard.open_sequences == 0
 
-    def lose(_submit: Any) -> None:
-        asyncio.get_running_loop().call_later(0.01, kit.scheduler.switchboard.lose_scheduler)
 
-    kit.scheduler.answer = lose
+def test_nothing_is_computed_again_of_an_answer_that_was_complete() -> None:
+    """Its end was lost with the scheduler."""
+    kit = Kit()
+    ids = kit.ids("whole")
+    kit.scheduler.answer = _lose(kit, tuple(ids), *_welcome(kit, []))
+    choice = kit.complete(max_tokens=len(ids)).json["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("whole", "length")
+    kit.scheduler.answer = _lose(kit, (*ids, EOS), *_welcome(kit, []))
+    choice = kit.complete(max_tokens=40).json["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("whole", "stop")
+    kit.scheduler.answer = _lose(kit, tuple(ids), *_welcome(kit, []))
+    choice = kit.complete(max_tokens=40, stop="ol").json["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("wh", "stop")
+    assert len(kit.scheduler.submits) == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_no_other_scheduler_comes_patience_ends(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.frontend.switchboard.RESTART_PATIENCE_S", 0.03)
+    kit = Kit()
+    pauses: list[Callable[[], None]] = [lambda: None] * 4
+    kit.scheduler.answer = _lose(kit, (), *pauses, kit.scheduler.switchboard.look_at_clock)
     result = kit.chat(stream=stream)
     assert result.status_code == 503
     assert result.json["error"]["code"] == "scheduler_restarted"
@@ -91,6 +164,28 @@ def test_a_lost_scheduler_ends_what_it_carried(stream: bool, monkeypatch: pytest
     kit.scheduler.switchboard.accept(Availability(True, limits()))
     kit.says("back")
     assert kit.chat().json["choices"][0]["message"]["content"] == "back"
+
+
+def test_what_a_draining_scheduler_leaves_behind_ends() -> None:
+    kit = Kit()
+    board = kit.scheduler.switchboard
+    loses = _lose(kit, ())
+
+    def drain(submit: Submit) -> None:
+        loses(submit)
+        board.accept(Draining())
+
+    kit.scheduler.answer = drain
+    result = kit.chat()
+    assert (result.status_code, result.json["error"]["code"]) == (503, "draining")
+
+
+def test_ranks_that_are_started_again_keep_no_request_out() -> None:
+    """It waits for them in the scheduler's queue."""
+    kit = Kit()
+    kit.scheduler.switchboard.accept(Availability(False, limits()))
+    kit.says("later")
+    assert kit.chat().json["choices"][0]["message"]["content"] == "later"
 
 
 def test_a_request_has_patience_with_a_scheduler_that_is_started_again() -> None:
