@@ -22,6 +22,7 @@ from shoal.scheduler.plan import Sketch
 from shoal.scheduler.prefix import PrefixIndex
 from shoal.scheduler.quota import Quota, Quotas
 from shoal.scheduler.request import Request, Sampled
+from shoal.scheduler.suspects import Suspects
 
 BAD_SEED = 13
 DEADLY_SEED = 17
@@ -205,6 +206,12 @@ PLANTED: dict[str, tuple[object, str, object, type[Exception]]] = {
     "drafts_without_limit": (Sketch, "add_drafts", _unlimited, AssertionError),
     "drafts_not_taken_back": (pipeline, "Sampled", _none_told, AssertionError),
     "drafts_of_constrained_rows": (Request, "can_draft", property(lambda request: True), PlanInvalid),
+    "blame_for_being_there": (
+        Suspects,
+        "accuse",
+        lambda self, computed: next(iter(computed), None),
+        AssertionError,
+    ),
     "hits_under_a_mean": (Request, "reads_whole_prompt", property(_scores), PlanInvalid),
 }
 
