@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from shoal.messages import FinishReason, Limits, OpenRequest, Rejected, StepPlan, StepResult, Submit
 from shoal.scheduler.admission import Gate, Speed, admit, unfit
-from shoal.scheduler.apply import apply, crew_lost, finish, read
+from shoal.scheduler.apply import apply, crew_lost, finish, preempt, read
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.book import Book
 from shoal.scheduler.pipeline import Flight, Pipeline
@@ -139,6 +139,8 @@ class Core:
         if not self.serving or not self.pipeline.has_room or not len(self.book):
             return None
         self._suspects.review()
+        for request in self._suspects.bystanders(self.book.seated.values()):
+            preempt(self.book, self.pool, request)
         return plan(self.book, self.pool, self.rules.token_budget, self._most_drafts)
 
     def dispatch(self, step: Step, now_ns: int) -> StepPlan:

@@ -1,9 +1,9 @@
 """Who may have brought a crew down, and how that is found out. Pure; called by core.
 
 Whoever was in a plan in flight when a crew died is a suspect. All are computed again; where the crew dies once more
-before they have got past the place where they were, one half of them and then the other, while everybody else waits;
-and so on. Only a request with which alone a crew has died ``MOST_DEATHS`` times in a row fails: nobody does for having
-been in the same batch, nor because somebody killed a process once.
+before they have got past the place where they were, one half of them and then the other, while everybody else waits,
+those too that are cleared already; and so on. Only a request with which alone a crew has died ``MOST_DEATHS`` times in
+a row fails: nobody does for having been in the same batch, nor because somebody killed a process once.
 """
 
 from collections import deque
@@ -36,20 +36,20 @@ class Suspects:
 
     def accuse(self, computed: Iterable[Request]) -> Request | None:
         """A crew died over these, which are still seated. The one that is to fail for it, if any."""
-        places = {request: request.virtual for request in computed}
-        before = self._trial.suspects
-        accused = {request: before[request] for request in places if request in before} if before else places
+        places, before = {request: request.virtual for request in computed}, self._trial.suspects
+        again = {request: before[request] for request in places if request in before}
+        accused = again or places
         if not accused:
             return None
-        culprit, trials = None, _halves(accused) if before else [_Trial(accused, alone=False)]
+        culprit, trials = None, _halves(again) if again else [_Trial(places, alone=False)]
         if len(accused) == 1:
             (request,) = accused
             request.deaths += 1
             if request.deaths >= MOST_DEATHS:
                 culprit, trials = request, []
-        uncomputed = {request: place for request, place in before.items() if request not in accused}
-        if uncomputed:
-            trials.append(_Trial(uncomputed, self._trial.alone))
+        untried = {request: place for request, place in before.items() if request not in accused}
+        if untried:
+            trials.append(_Trial(untried, self._trial.alone))
         self._next.extendleft(reversed(trials))
         self._begin()
         return culprit
@@ -64,6 +64,10 @@ class Suspects:
             del suspects[request]
         if not suspects:
             self._begin()
+
+    def bystanders(self, seated: Iterable[Request]) -> list[Request]:
+        """Who must not run now, so that what becomes of the crew is the doing of those on trial."""
+        return [each for each in seated if each not in self._trial.suspects] if self._trial.alone else []
 
     def _begin(self) -> None:
         self._trial = self._next.popleft() if self._next else _Trial({}, alone=False)
