@@ -48,6 +48,8 @@ _NEWS_PATIENCE_S: Final = 0.2
 """For the news that the ranks are ready."""
 RESTART_PATIENCE_S: Final = 60.0
 """For a scheduler and ranks that have served before, and are being started again."""
+_MOST_LOSSES: Final = 3
+"""Schedulers that a sequence may lose without any news of it between: it may be what ends them."""
 
 _ABORT_PATIENCE_S: Final = 5.0
 
@@ -67,6 +69,8 @@ class OpenSequence(Struct):
     """Generated tokens received so far: as many as the position that the next run must have."""
     carrier: int = 0
     """Boot id of the scheduler that has it; 0: it waits for one."""
+    losses: int = 0
+    """Schedulers that ended with it since the last news of it."""
     is_stopped: bool = False
     """A stop string has ended it, and only its terminal event is still awaited."""
 
@@ -206,9 +210,16 @@ class Switchboard:
         if self.draining:
             self.leave()
             return
+        lost = self.scheduler_id
         self._forget_scheduler()
-        for request_no in [number for number, sequence in self._open.items() if sequence.is_stopped]:
-            del self._open[request_no]
+        for request_no, sequence in list(self._open.items()):
+            sequence.losses += sequence.carrier == lost
+            if sequence.is_stopped:
+                del self._open[request_no]
+            elif sequence.losses >= _MOST_LOSSES:
+                self._give_up(
+                    sequence, "scheduler_restarted", "schedulers ended whenever they had this request"
+                )
         if self._open:
             self._note_loss()
 
@@ -270,8 +281,11 @@ class Switchboard:
             try:
                 self._hand_over(sequence)
             except RequestError as error:
-                self._open.pop(sequence.submit.request_no)
-                sequence.mailbox.put(sequence.index, Lost("overloaded", str(error)))
+                self._give_up(sequence, "overloaded", str(error))
+
+    def _give_up(self, sequence: OpenSequence, code: str, detail: str) -> None:
+        del self._open[sequence.submit.request_no]
+        sequence.mailbox.put(sequence.index, Lost(code, detail))
 
     def _hand_over(self, sequence: OpenSequence) -> None:
         if not self._send(sequence.submit, self.scheduler_id):
@@ -306,6 +320,7 @@ class Switchboard:
         if sequence is None:
             self.unmatched += 1
             return
+        sequence.losses = 0
         sequence.mailbox.put(sequence.index, reading)
 
     def _apply_run(self, run: TokenRun) -> None:
@@ -325,6 +340,7 @@ class Switchboard:
             return
         fresh = _without_first(run, known) if known else run
         sequence.ids.extend(fresh.ids)
+        sequence.losses = 0
         sequence.mailbox.put(sequence.index, fresh)
 
     def _end(self, request_no: int, news: Finished | Rejected) -> None:

@@ -166,6 +166,26 @@ def test_where_no_other_scheduler_comes_patience_ends(stream: bool, monkeypatch:
     assert kit.chat().json["choices"][0]["message"]["content"] == "back"
 
 
+def test_a_request_that_schedulers_end_of_is_not_handed_on_for_ever() -> None:
+    """Three in a row; where a token comes between they are counted anew."""
+    kit = Kit()
+    board = kit.scheduler.switchboard
+
+    def die_again(submit: Submit) -> None:
+        loop = asyncio.get_running_loop()
+        if submit.attempt == 2:
+            loop.call_soon(board.accept, Progress(1, (TokenRun(submit.request_no, 0, tuple(kit.ids("a"))),)))
+        acts = [board.lose_scheduler, lambda: board.accept(Welcome(next(_BOOT_IDS), 1))]
+        for number, act in enumerate([*acts, lambda: board.accept(Availability(True, limits()))]):
+            loop.call_later(0.002 * (number + 1), act)
+
+    kit.scheduler.answer = die_again
+    result = kit.complete(max_tokens=5)
+    assert (result.status_code, result.json["error"]["code"]) == (503, "scheduler_restarted")
+    assert [submit.attempt for submit in kit.scheduler.submits] == [0, 1, 2, 3, 4]
+    assert kit.service.switchboard.open_sequences == 0
+
+
 def test_what_a_draining_scheduler_leaves_behind_ends() -> None:
     kit = Kit()
     board = kit.scheduler.switchboard
