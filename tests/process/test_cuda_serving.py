@@ -151,18 +151,19 @@ def test_a_device_that_cannot_be_had_ends_the_start(tiny: Path) -> None:
     )
 
 
-def test_a_chip_that_fails_ends_the_rank_and_another_begins(tiny: Path) -> None:
-    """A step of the first request does: three of a rank's are for warming up, and for graphs it starts six at most."""
+def test_a_chip_that_fails_ends_the_rank_and_another_goes_on(tiny: Path) -> None:
+    """A step of the request does: three of a rank's are for warming up, and for graphs it starts six at most."""
+    flags = (*FLAGS, *ON_DEVICE, "--deterministic")
+    body = {"model": tiny.name, "prompt": "abc", "max_tokens": 20, "temperature": 0}
+    with running_server(str(tiny), *flags, env=on_device()) as server:
+        _, expected = server.post("/v1/completions", body)
     env = emulation(SHOAL_EMULATED_FAULT="embed:12")
-    with running_server(str(tiny), *FLAGS, *ON_DEVICE, env=env) as server:
+    with running_server(str(tiny), *flags, env=env) as server:
         before = server.children()["rank"]
-        body = {"model": tiny.name, "prompt": "abc", "max_tokens": 20, "temperature": 0}
         status, answer = server.post("/v1/completions", body)
-        assert status >= 500, answer
-        wait_ready(server)
-        assert server.children()["rank"] != before
-        status, answer = server.post("/v1/completions", body | {"max_tokens": 2})
         assert status == 200, answer
+        assert answer["choices"] == expected["choices"]
+        assert server.children()["rank"] != before
         log = server.log()
         assert "kind=compute_failed" in log
         assert re.search(r"error: GPU 0 failed: cuda\w+: an illegal memory access was encountered", log), log
