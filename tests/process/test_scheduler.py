@@ -396,7 +396,7 @@ def test_tiny_pools_preempt_and_still_answer_right(budget: int) -> None:
         client = running(deployment, slow=False)
         deployment.faults(num_blocks=14)
         for number in range(1, 9):
-            client.submit(number, prompt(random.randrange(1, 40)), random.randrange(20, 50))
+            client.submit(number, prompt(random.randrange(1, 20)), random.randrange(50, 76))
         client.wait_ended(*range(1, 9))
         assert all(client.tokens[number] == client.expected(number) for number in range(1, 9))
         assert client.stats().counters["num_preemptions_total"] > 0
