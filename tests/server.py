@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,14 @@ def wait_ready(server: Server, timeout_s: float = 60) -> None:
         assert code is None, f"the server ended with {code} before it was ready:\n{server.log()}"
         assert time.monotonic() < deadline_s, f"not ready after {timeout_s} s:\n{server.log()}"
         time.sleep(0.05)
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 20) -> None:
+    """Until it does."""
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
 
 
 def is_ready(port: int) -> bool:

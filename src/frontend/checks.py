@@ -96,6 +96,7 @@ def make_job(
     service: Service,
     request: ChatCompletionRequest | CompletionRequest,
     prompts: list[list[int]],
+    limits: Limits,
     *,
     label: str,
     logprobs: int,
@@ -106,10 +107,9 @@ def make_job(
     thinking: ThinkingBudget | None = None,
     also_stop_ids: tuple[int, ...] = (),
 ) -> Job:
-    """The job that ``request`` describes for ``prompts``, within the limits of the running model. ``priority`` is
-    added to the request's own."""
+    """The job that ``request`` describes for ``prompts``, within the running model's ``limits``. ``priority`` is added
+    to the request's own."""
     check_task(service)
-    limits = service.switchboard.check_ready()
     choices = _choices(request, len(prompts))
     ends = stop_ids(service, request, also_stop_ids)
     prompt_only = _is_prompt_only(request)

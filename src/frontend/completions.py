@@ -74,7 +74,7 @@ class Completions:
         held = Held(form=form, wish=None, tool_format=None, markers=None)
         grammar = await grammar_of(service, request, held)
         job = checks.make_job(
-            service, request, prompts,
+            service, request, prompts, limits,
             label=exchange.request_id, logprobs=logprobs, header_timeout=req.get_header("X-Request-Timeout"),
             tenant=exchange.tenant, priority=exchange.priority, grammar=grammar,
             also_stop_ids=() if infill is None else infill.end_ids,

@@ -127,7 +127,7 @@ class Generate:
         limits = await service.switchboard.wait_ready()
         prompts = await off_loop(_characters(request), lambda: _prompts(service, limits, request))
         job = checks.make_job(
-            service, completion, prompts,
+            service, completion, prompts, limits,
             label=exchange.request_id,
             logprobs=_top(request) if request.return_logprob else -1,
             header_timeout=req.get_header("X-Request-Timeout"),

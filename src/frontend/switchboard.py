@@ -101,9 +101,16 @@ class Switchboard:
 
     # --- what routes call ---
 
-    def check_ready(self) -> Limits:
-        """The limits to check a request against. Raises RequestError 503 where none would be taken in now; one that is
-        taken in while ranks are started again waits for them in the queue."""
+    async def wait_ready(self) -> Limits:
+        """The limits to check a request against; one that is taken in while ranks are started again waits for them in
+        the queue. Raises RequestError 503 where none would be taken in; with patience: much where what has served is
+        being started again, little for news that another frontend may have, and may have told who asks here next."""
+        if not self._decided.is_set():
+            patience_s = _NEWS_PATIENCE_S if self.scheduler_id else GREETING_PATIENCE_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._decided.wait(), patience_s if self.limits is None else RESTART_PATIENCE_S
+                )
         if self.draining:
             raise _unavailable("the server is shutting down", "draining")
         if self.asleep:
@@ -113,17 +120,6 @@ class Switchboard:
         if not self._decided.is_set() or self.limits is None:
             raise _unavailable("the model is being loaded", "not_ready")
         return self.limits
-
-    async def wait_ready(self) -> Limits:
-        """``check_ready`` with patience: much where what has served is being started again, little for news that
-        another frontend may have, and may have told whoever asks here next."""
-        if not self._decided.is_set():
-            patience_s = _NEWS_PATIENCE_S if self.scheduler_id else GREETING_PATIENCE_S
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._decided.wait(), patience_s if self.limits is None else RESTART_PATIENCE_S
-                )
-        return self.check_ready()
 
     def submit(self, template: Submit, mailbox: Mailbox, index: int) -> int:
         """Sends ``template`` under a new number, whose news go to ``mailbox``; returns the number, which is its group
@@ -252,9 +248,8 @@ class Switchboard:
             self._lost_s = asyncio.get_running_loop().time()
 
     def _end_all(self, code: str, detail: str) -> None:
-        for sequence in self._open.values():
-            sequence.mailbox.put(sequence.index, Lost(code, detail))
-        self._open.clear()
+        for sequence in list(self._open.values()):
+            self._give_up(sequence, code, detail)
         self._lost_s = None
 
     def _note_availability(self, limits: Limits | None, asleep: int) -> None:
@@ -380,7 +375,7 @@ def _outcome(sequence: OpenSequence) -> Finished | None:
     submit, ids = sequence.submit, sequence.ids
     if ids and ids[-1] in submit.stop_ids:
         return Finished(submit.request_no, "stop", stop_id=ids[-1])
-    return Finished(submit.request_no, "length") if ids and len(ids) >= submit.max_tokens else None
+    return Finished(submit.request_no, "length") if len(ids) >= submit.max_tokens else None
 
 
 def _without_first(run: TokenRun, known: int) -> TokenRun:

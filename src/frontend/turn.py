@@ -152,7 +152,7 @@ async def open_turn(
     )  # fmt: skip
     grammar = await grammar_of(service, request, held)
     job = checks.make_job(
-        service, request, [prompt.ids],
+        service, request, [prompt.ids], limits,
         label=exchange.request_id, logprobs=logprobs, header_timeout=req.get_header(TIMEOUT_HEADER),
         tenant=exchange.tenant, priority=exchange.priority,
         grammar=grammar, thinking=prompt.budget,

@@ -56,7 +56,9 @@ class FairQueue:
         """priority → tenant → in order of arrival; no line is empty."""
         self._length = 0
         self._allowed: Container[Request] | None = None
+        """Whose turn it may be; None: everybody's."""
         self._held: dict[Request, None] = {}
+        """The others."""
 
     def __len__(self) -> int:
         return self._length + len(self._held)

@@ -11,12 +11,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from server import API_SERVER, Server, descendants, free_port, is_running, running_server
+from server import API_SERVER, Server, descendants, eventually, free_port, is_running, running_server
 
 PATH = "/v1/chat/interactive"
 BLOCK_TOKENS = 16
@@ -95,13 +95,6 @@ def _worker_of(server: Server, client_port: int) -> int:
     raise AssertionError("no frontend has accepted this connection")
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-
-
 @contextlib.contextmanager
 def running_turn(frontend: Frontend, session: int, **fields: Any) -> Iterator[http.client.HTTPResponse]:
     """A long streamed turn that has begun to answer."""
@@ -119,7 +112,7 @@ def kill_everything(server: Server) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     server.process.wait()
-    eventually(lambda: not any(map(is_running, pids)))
+    eventually(lambda: not any(map(is_running, pids)), 30)
 
 
 @pytest.fixture(scope="module")
@@ -184,13 +177,13 @@ def test_a_session_is_free_at_once_when_its_frontend_is_killed(server: Server) -
     other.turn("Hello.", session=12)
     with running_turn(first, session=12):
         os.kill(first.pid, signal.SIGKILL)
-        eventually(lambda: not is_running(first.pid))
+        eventually(lambda: not is_running(first.pid), 30)
         began_s = time.monotonic()
         other.turn("Are you there?", session=12)
         assert time.monotonic() - began_s < 20, "it waited for the lease to expire"
     said = [each["content"] for each in other.session(12)["messages"][::2]]
     assert said == ["Hello.", "Are you there?"]
-    eventually(lambda: len(server.children()["gunicorn"]) == 3)
+    eventually(lambda: len(server.children()["gunicorn"]) == 3, 30)
 
 
 def test_who_hangs_up_on_a_stream_finds_what_he_saw(server: Server) -> None:

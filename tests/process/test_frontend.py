@@ -15,7 +15,7 @@ from typing import Any
 import models
 import pytest
 import server as servers
-from server import FAKE_SERVER, Server, running_server
+from server import FAKE_SERVER, Server, eventually, running_server
 
 SLOTS = 4
 DELAY_MS = 40
@@ -29,13 +29,6 @@ def server() -> Iterator[Server]:
     args = (model, "--frontends", "2", "--instance_num", str(SLOTS))
     with running_server(*args, command=FAKE_SERVER, env=env, ready_timeout_s=60) as running:
         yield running
-
-
-def eventually(holds: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def send(server: Server, path: str, body: dict[str, Any]) -> socket.socket:

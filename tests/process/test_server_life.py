@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import models
 import pytest
 import server as servers
-from server import FAKE_SERVER, Server, free_port, is_running, running_server
+from server import FAKE_SERVER, Server, eventually, free_port, is_running, running_server
 
 GONE_S = 1.0
 
@@ -44,13 +44,6 @@ def run(*args: str, faults: str = "{}", timeout_s: float = 60) -> "subprocess.Co
     env = os.environ | {"SHOAL_FAKE_FAULTS": faults}
     command = [*FAKE_SERVER, *args]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout_s, check=False)
-
-
-def eventually(holds: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def complete(server: Server, max_tokens: int = 5) -> tuple[int, str]:

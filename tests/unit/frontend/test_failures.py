@@ -131,6 +131,26 @@ def test_the_next_scheduler_goes_on_with_what_was_open(stream: bool) -> None:
     assert kit.service.switchboard.open_sequences == 0
 
 
+def test_a_scheduler_that_dies_while_a_prompt_is_made_keeps_no_request_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the look whether there is one, and the submit."""
+    kit = Kit()
+    board = kit.scheduler.switchboard
+    look = board.wait_ready
+
+    async def look_and_lose() -> Limits:
+        found = await look()
+        board.lose_scheduler()
+        for number, act in enumerate(_welcome(kit, kit.ids("late"))):
+            asyncio.get_running_loop().call_later(0.01 * (number + 1), act)
+        return found
+
+    monkeypatch.setattr(board, "wait_ready", look_and_lose)
+    assert kit.complete(max_tokens=4).json["choices"][0]["text"] == "late"
+    assert [submit.attempt for submit in kit.scheduler.submits] == [0]
+
+
 def test_nothing_is_computed_again_of_an_answer_that_was_complete() -> None:
     """Its end was lost with the scheduler."""
     kit = Kit()

@@ -3,9 +3,9 @@
 // same numbers. Included by paged_attention.h.
 //
 // What is multiplied is rounded to bfloat16 once, as in attention_tiles.h: queries, times scale · log2(e), the softmax's
-// weights, which are powers of two of the scores, and what codes stand for. Totals are those of the rounded weights. A score is one chain over pairs of
-// elements, a sum one chain over pairs of a section's positions; positions that a row does not see have weights of zero,
-// which change nothing. So a row's result depends on its own query and context only.
+// weights, which are powers of two of the scores, and what codes stand for. Totals are those of the rounded weights. A score
+// is one chain over pairs of elements, a sum one chain over pairs of a section's positions; positions that a row does not
+// see have weights of zero, which change nothing. So a row's result depends on its own query and context only.
 #pragma once
 
 #include <type_traits>
@@ -15,8 +15,6 @@
 namespace {
 
 constexpr int64_t kNarrow = 2 * kWidth;  // bfloat16 of a vector
-
-INLINE __m512i narrow_both(Vec low, Vec high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 
 // Elements [d, d + kNarrow) of a row.
 INLINE __m512i load_narrow(const bf16* row, int64_t, int64_t d) { return _mm512_loadu_si512(row + d); }
@@ -57,14 +55,23 @@ struct DotItem : SectionedItem<DotItem<Cache>, Cache> {
         for (int64_t d = 0; d < a.dim; d += kWidth) store(out + d, load(sums + d) * share);
     }
 
-    // Pairs of elements by positions.
     INLINE KeyGroups find_keys(const TileRows<Cache>& here, TilesAhead<Cache>& tiles) {
+        if constexpr (kIsPaired)
+            return point_at_keys(here, tiles);
+        else
+            return turn_keys(here, tiles);
+    }
+
+    INLINE KeyGroups point_at_keys(const TileRows<Paired>& here, TilesAhead<Paired>& tiles) {
         KeyGroups keys;
-        if constexpr (kIsPaired) {
-            for (int64_t i = 0; i < kVecs; i++) keys.at[i] = reinterpret_cast<const float*>(here.keys[i]);
-            tiles.go_on((here.last - here.first) * kKeysShare);
-            return keys;
-        }
+        for (int64_t i = 0; i < kVecs; i++) keys.at[i] = reinterpret_cast<const float*>(here.keys[i]);
+        tiles.go_on((here.last - here.first) * kKeysShare);
+        return keys;
+    }
+
+    // Pairs of elements by positions.
+    INLINE KeyGroups turn_keys(const TileRows<Cache>& here, TilesAhead<Cache>& tiles) {
+        KeyGroups keys;
         for (int64_t i = 0; i < kVecs; i++) keys.at[i] = scratch.columns + i * kWidth * (a.dim / 2);
         for (int64_t i = here.first / kWidth; i * kWidth < here.last; i++) {
             tiles.go_on(kWidth * kKeysShare);

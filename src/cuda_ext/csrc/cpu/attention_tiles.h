@@ -166,7 +166,7 @@ struct TileItem : SpanView {
                 Vec v[kWidth];
                 for (int64_t lane = 0; lane < kTileRows; lane++) {
                     const Vec low = load(q[lane] + strip * kStrip), high = load(q[lane] + strip * kStrip + kWidth);
-                    v[lane] = (Vec)_mm512_cvtne2ps_pbh((__m512)(high * scale), (__m512)(low * scale));
+                    v[lane] = (Vec)narrow_both(low * scale, high * scale);
                 }
                 transpose(v);
                 __builtin_memcpy(scratch.queries + (block * strips + strip) * kStripWords, v, sizeof v);

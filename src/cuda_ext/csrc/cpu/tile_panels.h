@@ -79,7 +79,7 @@ INLINE int64_t line_bytes(int64_t rows) { return rows == 1 ? 4 : kTileLine; }
 INLINE IntVec pairs_of(const float* x, int64_t inputs) {
     const Vec low = load_n(x, min_of(inputs, kWidth));
     const Vec high = inputs > kWidth ? load_n(x + kWidth, min_of(inputs - kWidth, kWidth)) : Vec{};
-    return (IntVec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (IntVec)narrow_both(low, high);
 }
 
 INLINE void narrow_rows(const Product& p, int64_t first, int64_t count, Narrow* to) {

@@ -195,6 +195,11 @@ INLINE HalfVec narrow(Vec v) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+// Two vectors as one of bfloat16.
+INLINE __m512i narrow_both(Vec low, Vec high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
+#endif
+
 INLINE void store(bf16* p, Vec v) {
     const HalfVec h = narrow(v);
     __builtin_memcpy(p, &h, sizeof h);

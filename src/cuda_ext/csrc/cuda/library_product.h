@@ -1,4 +1,4 @@
-// Products by cuBLAS, which torch's CUDA build brings along: of 16-bit matrices and many rows there is nothing faster.
+// Products by cuBLAS, which torch's CUDA build brings along: of large 16-bit matrices there is nothing faster.
 // In what order it adds up is its own affair and differs by the number of rows, so nobody asks it who is to be
 // deterministic.
 #pragma once
